@@ -1,0 +1,106 @@
+"""What the dataset hands to the model: one `Clip` a sample, one `ClipBatch` a step.
+
+Images keep their native size, so a batch holds lists; the model resizes on its own device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T neighbouring slices or frames with N objects, and a box for each object on the prompted slice.
+
+    Attributes:
+        images: uint8 (T, H, W) or (T, H, W, 3).
+        masks: bool (N, T, H, W).
+        boxes_N4: (x0, y0, x1, y1) in native pixels, half-open, on slice `prompt_slice` of the clip.
+        regions: name of each object's region.
+        name: of the case.
+        prompt_slice: index along T.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    boxes_N4: NDArray[np.float32]
+    regions: tuple[str, ...]
+    name: str
+    prompt_slice: int = 0
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """B clips with N objects between them.
+
+    Attributes:
+        images: B tensors, uint8 (T, H, W) or (T, H, W, 3).
+        masks: B tensors, bool (N_b, T, H, W).
+        boxes_N4: of all objects, clip after clip.
+        image_index_N: which clip each object lies on.
+        regions: N names.
+        names: B names.
+        prompt_slice: the same for all clips.
+    """
+
+    images: list[Tensor]
+    masks: list[Tensor]
+    boxes_N4: Tensor
+    image_index_N: Tensor
+    regions: tuple[str, ...]
+    names: tuple[str, ...]
+    prompt_slice: int = 0
+
+    @property
+    def num_objects(self) -> int:
+        """N: objects in the whole batch."""
+        return len(self.boxes_N4)
+
+    @property
+    def sizes_hw_N2(self) -> Tensor:
+        """Native height and width of the image under each object."""
+        sizes = torch.tensor([image.shape[1:3] for image in self.images], device=self.boxes_N4.device)
+        return sizes[self.image_index_N]
+
+    def frame(self, t: int) -> list[Tensor]:
+        """Slice t of every clip."""
+        return [image[t] for image in self.images]
+
+    def to(self, device: Any, non_blocking: bool = False) -> ClipBatch:
+        """The same batch on another device."""
+        move = lambda tensor: tensor.to(device, non_blocking=non_blocking)  # noqa: E731
+        return self._map(move)
+
+    def pin_memory(self) -> ClipBatch:
+        """The same batch in page-locked memory, for copies that overlap with compute."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Any) -> ClipBatch:
+        return replace(
+            self,
+            images=[function(image) for image in self.images],
+            masks=[function(mask) for mask in self.masks],
+            boxes_N4=function(self.boxes_N4),
+            image_index_N=function(self.image_index_N),
+        )
+
+
+def collate(clips: Sequence[Clip]) -> ClipBatch:
+    """Clips of any sizes to one batch; nothing is resized or padded."""
+    counts = torch.tensor([len(clip.boxes_N4) for clip in clips])
+    return ClipBatch(
+        images=[torch.from_numpy(np.ascontiguousarray(clip.images)) for clip in clips],
+        masks=[torch.from_numpy(np.ascontiguousarray(clip.masks)) for clip in clips],
+        boxes_N4=torch.from_numpy(np.concatenate([clip.boxes_N4 for clip in clips]).astype(np.float32)),
+        image_index_N=torch.repeat_interleave(torch.arange(len(clips)), counts),
+        regions=tuple(region for clip in clips for region in clip.regions),
+        names=tuple(clip.name for clip in clips),
+        prompt_slice=clips[0].prompt_slice,
+    )

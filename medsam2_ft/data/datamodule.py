@@ -1,0 +1,159 @@
+"""From a dataset folder to the batches of this rank: read the manifest, cache the cases, shuffle, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from medsam2_ft.data.batch import ClipBatch, collate
+from medsam2_ft.data.cache import CachedCase, cache_case
+from medsam2_ft.data.case import Case
+from medsam2_ft.data.dataset import Augmentation, SliceDataset, labelled_slices
+from medsam2_ft.data.manifest import Record, read_manifest
+from medsam2_ft.data.sampler import EpochBatches, RankShare
+from medsam2_ft.errors import ConfigError, DataError
+from medsam2_ft.prompts.sampling import BoxJitter
+
+
+class PromptedDataModule(L.LightningDataModule):
+    """Slices of prepared cases with box prompts.
+
+    Args:
+        root: dataset folder, or several.
+        batch_size: images a rank takes a step.
+        max_labels: objects trained from one image at most.
+        jitter: of training boxes; validation boxes are tight.
+        augmentation: for training, or None.
+        num_workers: loader processes; None takes the cores that this process may use, eight at most.
+        val_slices_per_case: slices validated of each case, spread evenly; None validates all.
+        max_train_cases: train on the first so many cases only, for learning curves.
+        cache_dir: where memory-mapped copies go; `ROOT/.cache` by default.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | Sequence[str | Path],
+        *,
+        batch_size: int = 8,
+        max_labels: int | None = 5,
+        jitter: BoxJitter | None = None,
+        augmentation: Augmentation | None = None,
+        num_workers: int | None = None,
+        val_slices_per_case: int | None = 8,
+        max_train_cases: int | None = None,
+        cache_dir: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size={batch_size} must be at least 1")
+        self.roots = [Path(root)] if isinstance(root, str | Path) else [Path(r) for r in root]
+        self.batch_size, self.max_labels, self.seed = batch_size, max_labels, seed
+        self.jitter, self.augmentation = jitter or BoxJitter(), augmentation
+        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.val_slices_per_case, self.max_train_cases = val_slices_per_case, max_train_cases
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.records = [(folder, record) for folder in self.roots for record in read_manifest(folder)]
+        for split in ("train", "val"):
+            self._records(split)
+        self._resume_at: dict[str, int] | None = None
+
+    @property
+    def labels(self) -> dict[str, list[int]]:
+        """Regions of all records, in the order they first occur."""
+        merged: dict[str, list[int]] = {}
+        for _, record in self.records:
+            merged |= {name: ids for name, ids in record.labels.items() if name not in merged}
+        return merged
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The intensity recipe that all training cases share, or None where they differ or record none."""
+        recipes = [Case.load(folder / record.file).recipe for folder, record in self._records("train")[:50]]
+        return recipes[0] if all(recipe == recipes[0] for recipe in recipes) else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of which cases were trained on: names, splits and source hashes."""
+        lines = sorted(f"{record.case} {record.split} {record.sha256}" for _, record in self.records)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _records(self, split: str) -> list[tuple[Path, Record]]:
+        found = [(folder, record) for folder, record in self.records if record.split == split]
+        if not found:
+            where = ", ".join(map(str, self.roots))
+            raise DataError(f"{where} has no case in split '{split}'; prepare it with --split, or edit the manifest's split column")
+        return found
+
+    def _cached(self, split: str) -> list[CachedCase]:
+        return [cache_case(record, root=folder, cache_dir=self.cache_dir) for folder, record in self._records(split)]
+
+    def prepare_data(self) -> None:
+        """Make the memory-mapped copies, once per machine."""
+        wanted = [pair for split in ("train", "val") for pair in self._records(split)]
+        for folder, record in tqdm(wanted, desc="Caching cases", unit="case", disable=None):
+            cache_case(record, root=folder, cache_dir=self.cache_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the copies and build the datasets."""
+        cases = self._cached("train")[: self.max_train_cases]
+        self.train_set = SliceDataset(
+            labelled_slices(cases),
+            max_labels=self.max_labels,
+            jitter=self.jitter,
+            seed=self.seed,
+            augmentation=self.augmentation,
+        )
+        self.val_set = SliceDataset(labelled_slices(self._cached("val"), per_case=self.val_slices_per_case))
+        for name, dataset in (("train", self.train_set), ("val", self.val_set)):
+            if not len(dataset):
+                raise DataError(f"no slice of split '{name}' holds an object; run 'python -m data_prep audit {self.roots[0]}'")
+        self.regions = sorted({region for case in (*cases, *self._cached("val")) for region in case.labels})
+
+    def train_dataloader(self) -> DataLoader[ClipBatch]:
+        """Shuffled batches, the same number on every rank."""
+        rank, world_size = self._rank()
+        self.batches = EpochBatches(
+            len(self.train_set), batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size
+        )
+        if self._resume_at is not None:
+            self.batches.resume(**self._resume_at)
+        return self._loader(self.train_set, batch_sampler=self.batches)
+
+    def val_dataloader(self) -> DataLoader[ClipBatch]:
+        """Every validation slice once over all ranks, unpadded."""
+        rank, world_size = self._rank()
+        return self._loader(self.val_set, sampler=RankShare(len(self.val_set), rank=rank, world_size=world_size), batch_size=1)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: SliceDataset, **how: Any) -> DataLoader[ClipBatch]:
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=False if self.trainer is None else self.trainer.strategy.root_device.type == "cuda",
+            **how,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in which epoch training is, in consumed (not prefetched) batches."""
+        if self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        done, total = loop.epoch_loop.batch_progress.current.completed, len(self.batches)
+        return {"epoch": self.trainer.current_epoch, "batches": done if done < total else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take up the position that `state_dict` told."""
+        self._resume_at = {"epoch": state_dict["epoch"], "batches": state_dict["batches"]} if state_dict else None
