@@ -1,0 +1,1 @@
+"""Raw medical data into npz cases: `python -m data_prep COMMAND`."""
