@@ -324,7 +324,7 @@ def panel(monkeypatch, server_url):
     widget.setup()
     widget.url, widget.api_key = MagicMock(text=server_url), MagicMock(text="")
     widget.model, widget.view = MagicMock(currentText=""), MagicMock(currentText="Red")
-    widget.preset = MagicMock(currentText="CT abdomen, soft tissue (40 / 400)")
+    widget.preset = MagicMock(currentText="CT brain (40 / 80)")
     widget.volume = MagicMock(currentNode=lambda: volume)
     widget.segmentation = MagicMock(currentNode=lambda: segmentation)
     widget.name = MagicMock(text="liver")
