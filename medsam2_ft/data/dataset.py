@@ -71,7 +71,7 @@ class SliceDataset(Dataset[Clip]):
         case, objects = key.case.case, key.case.objects[key.t]
         if self.max_labels is not None and len(objects) > self.max_labels:
             objects = [objects[i] for i in sorted(rng.choice(len(objects), self.max_labels, replace=False))]
-        images = np.asarray(case.imgs[key.t : key.t + 1])
+        images = np.array(case.imgs[key.t : key.t + 1])  # a copy: the cached array is read-only
         masks = np.stack([case.region_mask(region, key.t, instance=instance) for region, instance in objects])[:, None]
         if self.augmentation is not None:
             images, masks, objects = self._augmented(images, masks, objects, rng)

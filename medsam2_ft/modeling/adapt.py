@@ -23,7 +23,8 @@ UNSUPERVISED_TOKENS = tuple(f"sam_mask_decoder.output_hypernetworks_mlps.{i}" fo
 
 PARTS = {
     "encoder": ("image_encoder",),
-    "decoder": ("sam_mask_decoder", "no_mem_embed"),
+    "decoder": ("sam_mask_decoder",),
+    "no_memory": ("no_mem_embed",),
     "prompt_encoder": ("sam_prompt_encoder",),
 }
 """Names a user may train, and the first parts of the parameters they stand for."""

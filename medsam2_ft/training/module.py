@@ -24,7 +24,6 @@ class FineTuner(L.LightningModule):
 
     Args:
         segmenter: the network, its trainable parts already chosen.
-        regions: every region name that can occur, the same on all ranks.
         losses: weights of the loss terms.
         optim: rates, decay, schedule.
         loss_stride: model pixels per pixel of the grid that the loss is taken on: 4 is the decoder's own, 1 the input's.
@@ -37,7 +36,6 @@ class FineTuner(L.LightningModule):
         self,
         segmenter: PromptedSegmenter,
         *,
-        regions: list[str],
         losses: LossWeights,
         optim: OptimiserSettings,
         loss_stride: int = 4,
@@ -50,7 +48,10 @@ class FineTuner(L.LightningModule):
         self.losses, self.optim = losses, optim
         self.loss_side, self.target_resize = segmenter.image_size // loss_stride, target_resize
         self.meta, self.seed = meta or {}, seed
-        self.val_dsc = MeanDSC(regions)
+
+    def setup(self, stage: str) -> None:
+        """Make the metric for the regions of the data, the same on all ranks."""
+        self.val_dsc = MeanDSC(self.trainer.datamodule.regions)  # type: ignore[attr-defined]
 
     def forward(self, batch: ClipBatch) -> Decoded:
         """Logits of all objects of a batch, one encoder pass an image."""

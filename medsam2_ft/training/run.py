@@ -1,0 +1,53 @@
+"""One training from config to export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsam2_ft.errors import CheckpointError
+from medsam2_ft.modeling.weights import export_checkpoint, read_checkpoint
+from medsam2_ft.training.settings import build_data, build_module, build_trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: Any, *, run_dir: Path) -> float:
+    """Fit, keep the weights of the best validation DSC, export them to `RUN/model.pt`.
+
+    Args:
+        cfg: as composed from configs/train.yaml.
+        run_dir: for checkpoints, logs, pictures and the export.
+
+    Returns:
+        The best validation DSC.
+    """
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise CheckpointError(f"ckpt_path={cfg.ckpt_path} does not exist, so there is nothing to resume; leave it out to start anew")
+    torch.set_float32_matmul_precision("high")
+    _quieten()
+    data = build_data(cfg)
+    module = build_module(cfg, data)
+    trainer = build_trainer(cfg, run_dir)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    best = trainer.checkpoint_callback
+    score = float(best.best_model_score) if best is not None and best.best_model_score is not None else 0.0  # type: ignore[attr-defined]
+    if trainer.is_global_zero and cfg.export:
+        path = best.best_model_path or best.last_model_path  # type: ignore[union-attr]
+        exported = export_checkpoint(read_checkpoint(path).state, run_dir / cfg.export, meta=module.meta)
+        log.info("best validation DSC %.4f; exported to %s", score, exported)
+    return score
+
+
+def _quieten() -> None:
+    """Keep the console for progress and results: Lightning's notices about the machine and its own internals go to warnings only."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()  # Hydra's handler prints them already
+        logger.setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*treespec.*is deprecated.*", ".*exists and is not empty.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message)

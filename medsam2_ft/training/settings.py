@@ -1,0 +1,200 @@
+"""Typed settings of the config groups that training reads, and the objects built from them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from medsam2_ft.config import typed
+from medsam2_ft.data.datamodule import PromptedDataModule
+from medsam2_ft.errors import ConfigError, nearest
+from medsam2_ft.losses import LossWeights
+from medsam2_ft.modeling.adapt import trainable_parts
+from medsam2_ft.modeling.build import SINGLE_MASK
+from medsam2_ft.modeling.device import has_fast_bf16
+from medsam2_ft.modeling.segmenter import PromptedSegmenter
+from medsam2_ft.modeling.weights import export_meta, load_weights, read_checkpoint
+from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
+from medsam2_ft.prompts.sampling import BoxJitter
+from medsam2_ft.training.callbacks import RunRecord, Throughput, ValidationOverlays
+from medsam2_ft.training.module import FineTuner
+from medsam2_ft.training.optim import OptimiserSettings, count_parameters
+from medsam2_ft.training.targets import TargetResize
+
+log = logging.getLogger(__name__)
+
+PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network, at which size, from which weights."""
+
+    name: str
+    image_size: int | None = None
+    weights: str | None = PRETRAINED
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What trains, and by which loss."""
+
+    train: list[str]
+    losses: LossWeights = field(default_factory=LossWeights)
+    loss_stride: Literal[1, 2, 4] = 4
+    target_resize: TargetResize = "area"
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long, on what, how exactly; see configs/trainer/auto.yaml."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: str = "auto"
+    max_epochs: int = 20
+    max_steps: int = -1
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    check_val_every_n_epoch: int = 1
+    patience: int | None = None
+    log_every_n_steps: int = 10
+    save_every_steps: int | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    compile: bool = False
+    num_overlays: int = 4
+
+
+def build_data(cfg: Any) -> PromptedDataModule:
+    """The data module of `cfg.data` and `cfg.prompts`."""
+    settings = {str(key): value for key, value in cfg.data.items()}
+    root = settings.pop("root")
+    roots = [root] if isinstance(root, str) else list(root)
+    jitter = typed(BoxJitter, cfg.prompts, key="prompts")
+    return PromptedDataModule(roots, jitter=jitter, seed=cfg.seed, **settings)
+
+
+def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
+    """The network with its weights loaded and its trainable parts chosen, ready to fit."""
+    model = typed(ModelSettings, cfg.model, key="model")
+    finetune = typed(FinetuneSettings, cfg.finetune, key="finetune")
+    optim = typed(OptimiserSettings, cfg.optim, key="optim")
+    spec = zoo_entry(model.name).spec.resized(model.image_size).with_overrides(SINGLE_MASK)
+    torch.manual_seed(cfg.seed)
+    segmenter = PromptedSegmenter(spec)
+    if model.weights is not None:
+        path = fetch_weights(model.name) if model.weights == PRETRAINED else Path(model.weights)
+        log.info("loaded %d of %d weights from %s", *(2 * [load_weights(segmenter.sam2, read_checkpoint(path))]), path)
+    if not finetune.train:
+        raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
+    trainable_parts(segmenter.sam2, finetune.train, losses=finetune.losses)
+    log.info("%.2f M of %.2f M weights train", *(count / 1e6 for count in count_parameters(segmenter)))
+    meta = export_meta(spec, name=cfg.name, recipe=data.recipe, labels=data.labels, data_sha256=data.fingerprint)
+    return FineTuner(
+        segmenter,
+        losses=finetune.losses,
+        optim=optim,
+        loss_stride=finetune.loss_stride,
+        target_resize=finetune.target_resize,
+        meta=meta,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: Any, run_dir: Path) -> L.Trainer:
+    """The Lightning trainer of `cfg.trainer` and `cfg.logger`, writing into `run_dir`."""
+    settings = typed(TrainerSettings, cfg.trainer, key="trainer")
+    _check_devices(settings)
+    return L.Trainer(
+        default_root_dir=run_dir,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=_strategy(settings),
+        precision=_precision(settings),  # type: ignore[arg-type]
+        max_epochs=settings.max_epochs,
+        max_steps=settings.max_steps,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip_val,
+        check_val_every_n_epoch=settings.check_val_every_n_epoch,
+        log_every_n_steps=settings.log_every_n_steps,
+        limit_train_batches=settings.limit_train_batches,
+        limit_val_batches=settings.limit_val_batches,
+        use_distributed_sampler=False,  # the data module shares samples out itself
+        num_sanity_val_steps=0,
+        logger=_loggers(cfg.logger, run_dir),
+        callbacks=_callbacks(settings, cfg, run_dir),
+    )
+
+
+def _check_devices(settings: TrainerSettings) -> None:
+    wants_gpu = settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and torch.cuda.is_available())
+    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu or trainer=auto")
+    if settings.devices < 1:
+        raise ConfigError(f"trainer.devices={settings.devices} must be at least 1")
+    if wants_gpu and settings.devices > torch.cuda.device_count():
+        raise ConfigError(f"trainer.devices={settings.devices}, but this machine has {torch.cuda.device_count()} GPU(s)")
+
+
+def _strategy(settings: TrainerSettings) -> str | Strategy:
+    if settings.strategy == "ddp" or settings.devices * settings.num_nodes > 1:
+        # Buffers are constants here, and validation shares are unequal: broadcasting buffers would wait for a rank that is done.
+        return DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return "auto"
+
+
+def _precision(settings: TrainerSettings) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if has_fast_bf16(torch.device("cuda" if on_gpu else "cpu")) else "32-true"
+
+
+def _loggers(node: Any, run_dir: Path) -> list[Logger]:
+    makers = {
+        "csv": lambda: CSVLogger(str(run_dir), name="", version="csv"),
+        "tensorboard": lambda: TensorBoardLogger(str(run_dir), name="", version="tensorboard"),
+        "wandb": lambda: WandbLogger(project=node.project, save_dir=str(run_dir)),
+    }
+    unknown = [name for name in node.names if name not in makers]
+    if unknown:
+        raise ConfigError(f"logger.names holds '{unknown[0]}'{nearest(unknown[0], list(makers))}")
+    return [makers[name]() for name in node.names]
+
+
+def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callback]:
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=run_dir, filename="best", monitor="val/dsc", mode="max", save_last=True, enable_version_counter=False
+        ),
+        LearningRateMonitor("step"),
+        Throughput(),
+        RunRecord(cfg, run_dir),
+    ]
+    if settings.save_every_steps:
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=run_dir,
+                filename="last",
+                every_n_train_steps=settings.save_every_steps,
+                enable_version_counter=False,
+                save_top_k=1,
+            )
+        )
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val/dsc", mode="max", patience=settings.patience))
+    if settings.num_overlays:
+        callbacks.append(ValidationOverlays(run_dir / "overlays", count=settings.num_overlays))
+    return callbacks
