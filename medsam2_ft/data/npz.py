@@ -168,7 +168,7 @@ def _is_single_image(
 def _is_channels_first(imgs: NDArray[Any], gts: NDArray[Any] | None) -> bool:
     if gts is not None and gts.shape in (imgs.shape[1:], imgs.shape[:3]):
         return bool(imgs.shape[0] == 3 and gts.shape == imgs.shape[1:])
-    return imgs.shape[0] == 3 and imgs.shape[-1] != 3
+    return bool(imgs.shape[0] == 3 and imgs.shape[-1] != 3)
 
 
 def _spacing(stored: NDArray[Any] | None, is_flat: bool) -> tuple[float, float, float] | None:
