@@ -50,8 +50,8 @@ def find_pairs(
     """Match images with masks.
 
     An image's stem is its name (relative to the folder) without `image_suffix`, or without its extension and nnU-Net's
-    `_0000`. Its masks are, in this order: the file or folder of the same stem (minus `mask_suffix`); all files in a folder
-    of that name, one a region; all files called `stem__region` or `stem_region`, one a region.
+    `_0000`. Its masks are, in this order: the file or folder of the same stem (minus `mask_suffix`); all files in a
+    folder of that name, one a region; all files called `stem__region` or `stem_region`, one a region.
 
     Args:
         images: folder of images.
