@@ -1,0 +1,305 @@
+"""The app: its workspace without a browser, then the real thing in Chromium."""
+
+import io
+import json
+import os
+import re
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from phantom import free_port, phantom_engine
+from PIL import Image
+
+from medsam2_ft.deploy import downloads
+from medsam2_ft.deploy.workspace import Workspace
+from medsam2_ft.deploy.workspaces import Workspaces
+from medsam2_ft.errors import UserError
+from medsam2_ft.io.volume import Volume
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+def two_balls(num_slices=9, height=60, width=80) -> np.ndarray:
+    """Two bright balls, left at (20, 30) and right at (60, 30), on the slices around the middle."""
+    t, y, x = np.indices((num_slices, height, width))
+    middle = num_slices // 2
+    left = (t - middle) ** 2 * 9 + (y - 30) ** 2 + (x - 20) ** 2 < 100
+    right = (t - middle) ** 2 * 9 + (y - 30) ** 2 + (x - 60) ** 2 < 100
+    return np.where(left | right, 200, 30).astype(np.uint8)
+
+
+@pytest.fixture
+def workspace():
+    return Workspace(phantom_engine(), Volume(two_balls()), key="a")
+
+
+def test_a_box_and_propagation_fill_the_ball(workspace):
+    workspace.draw_box(1, (34, 44, 5, -10))
+    ball = two_balls() > 100
+    ball[:, :, 40:] = False
+    np.testing.assert_array_equal(workspace.labels[4], ball[4])
+    steps = list(workspace.propagate())
+    assert steps[-1][0] == 1.0 and len(steps) == 9
+    np.testing.assert_array_equal(workspace.labels, ball)
+
+
+def test_clicks_correct_what_was_propagated(workspace):
+    workspace.draw_box(1, (0, 0, 80, 60))
+    list(workspace.propagate())
+    workspace.index = 5
+    workspace.click(1, 60.5, 30.5, positive=False)
+    assert not workspace.labels[5][:, 40:].any() and workspace.labels[5][:, :40].any()
+    workspace.undo(1)
+    assert workspace.labels[5][:, 40:].any()
+    workspace.click(1, 60.5, 30.5, positive=True)
+    list(workspace.propagate())
+    assert workspace.labels.any()
+
+
+def test_objects_are_named_and_apart(workspace):
+    left, right = 1, workspace.add_object("right ball")
+    workspace.draw_box(left, (5, 10, 35, 50))
+    workspace.index = 5
+    workspace.draw_box(right, (45, 10, 75, 50))
+    list(workspace.propagate())
+    assert set(np.unique(workspace.labels)) == {0, 1, 2}
+    assert (workspace.labels[:, :, :40] != 2).all() and (workspace.labels[:, :, 40:] != 1).all()
+    assert workspace.add_object("right ball") == right and workspace.names == ["object 1", "right ball"]
+    workspace.clear(left)
+    assert set(np.unique(workspace.labels)) == {0, 2}
+
+
+def test_a_cancelled_propagation_changes_nothing(workspace):
+    workspace.draw_box(1, (5, 10, 35, 50))
+    before = workspace.labels.copy()
+    steps = workspace.propagate()
+    next(steps), next(steps)
+    steps.close()
+    np.testing.assert_array_equal(workspace.labels, before)
+
+
+def test_marks_that_make_no_sense_are_told(workspace):
+    with pytest.raises(UserError, match="draw a box"):
+        list(workspace.propagate())
+    with pytest.raises(UserError, match="negative click"):
+        workspace.click(1, 5, 5, positive=False)
+    with pytest.raises(UserError, match=r"empty|outside"):
+        workspace.draw_box(1, (100, 10, 120, 50))
+    assert not workspace.marks, "a mark that could not be answered leaves nothing behind"
+
+
+def test_sessions_own_their_files():
+    workspaces = Workspaces(phantom_engine(), max_open=2)
+    first = workspaces.open("a", "volume", Volume(two_balls()))
+    folder = workspaces.folder("a", "volume")
+    with pytest.raises(UserError, match="Open a file"):
+        workspaces.get("b", "volume")
+    second = workspaces.open("b", "volume", Volume(two_balls()))
+    first.draw_box(1, (5, 10, 35, 50))
+    assert not second.labels.any()
+    with pytest.raises(UserError, match="as many"):
+        workspaces.open("c", "image", Volume(two_balls()))
+    workspaces.close("a")
+    assert not folder.exists() and len(workspaces) == 1
+    workspaces._idle_s = 0.0
+    workspaces.expire()
+    assert len(workspaces) == 0
+
+
+def test_downloads_hold_the_ids(tmp_path):
+    labels = np.zeros((3, 31, 45), np.uint8)
+    labels[1, 5:9, 6:12], labels[2, 20:30, 1:9] = 1, 201
+    read = Image.open(downloads.write_png(tmp_path / "mask.png", labels[2]))
+    np.testing.assert_array_equal(np.asarray(read), labels[2])
+    with zipfile.ZipFile(downloads.write_png_zip(tmp_path / "masks.zip", labels, names={"cyst": 1})) as archive:
+        back = [np.asarray(Image.open(io.BytesIO(archive.read(f"000{t}.png")))) for t in range(3)]
+        assert json.loads(archive.read("labels.json")) == {"cyst": 1}
+    np.testing.assert_array_equal(np.stack(back), labels)
+    import av
+
+    video = downloads.write_overlay_video(tmp_path / "overlay.mp4", np.full((3, 31, 45), 90, np.uint8), labels)
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 3 and frames[0].shape == (32, 46, 3)
+    inside, outside = frames[2][22:28, 3:7].reshape(-1, 3).std(axis=0), frames[0].reshape(-1, 3).mean(axis=0)
+    np.testing.assert_allclose(outside, 90, atol=4)
+    assert (inside < 12).all() and np.abs(frames[2][25, 5].astype(float) - 90).max() > 20
+
+
+@contextmanager
+def running_app(**options):
+    from medsam2_ft.deploy.gradio_app import build_app
+
+    workspaces = Workspaces(phantom_engine())
+    app = build_app(workspaces, **options)
+    _, url, _ = app.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, share=False)
+    try:
+        yield url, workspaces
+    finally:
+        app.close()
+        workspaces.close_all()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("Debian's chromium is not installed")
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """An image, an oblique volume and a video of the two balls."""
+    balls = two_balls()
+    Image.fromarray(balls[4]).save(tmp_path / "photo.png")
+    affine = np.diag([-0.8, 0.8, 3.0, 1.0])
+    affine[:3, :3] = [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]] @ affine[:3, :3]
+    nib.save(nib.Nifti1Image(balls.transpose(2, 1, 0).astype(np.int16) * 5, affine), tmp_path / "scan.nii.gz")
+    downloads.write_overlay_video(tmp_path / "film.mp4", balls, np.zeros_like(balls))
+    return tmp_path
+
+
+class Page:
+    """What a user does in one browser window."""
+
+    def __init__(self, browser, url, kind):
+        self.page = browser.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True).new_page()
+        self.page.goto(url)
+        self.kind = kind
+        self.page.get_by_role("tab", name=kind.capitalize()).click()
+
+    def locator(self, part):
+        return self.page.locator(f"#{self.kind}-{part}")
+
+    def open(self, path):
+        self.locator("upload").locator("input[type=file]").set_input_files(str(path))
+        self.wait_status(r"object 1: 0 px")
+
+    def point(self, x, y):
+        """Client coordinates of a pixel position."""
+        frame = self.locator("canvas").locator(".stage").bounding_box()
+        width, height = self.size()
+        return frame["x"] + x / width * frame["width"], frame["y"] + y / height * frame["height"]
+
+    def size(self):
+        box = self.locator("canvas").locator("svg").get_attribute("viewBox").split()
+        return float(box[2]), float(box[3])
+
+    def drag(self, x0, y0, x1, y1):
+        self.page.mouse.move(*self.point(x0, y0))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.point((x0 + x1) / 2, (y0 + y1) / 2))
+        self.page.mouse.move(*self.point(x1, y1))
+        self.page.mouse.up()
+
+    def press(self, name):
+        self.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+
+    def status(self):
+        return self.locator("status").inner_text()
+
+    def wait_status(self, pattern):
+        from playwright.sync_api import expect
+
+        expect(self.locator("status")).to_have_text(re.compile(pattern), timeout=20_000)
+
+    def shoot(self, name):
+        folder = os.environ.get("MEDSAM2_FT_SCREENSHOTS")
+        if folder:
+            self.page.wait_for_timeout(300)
+            self.page.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.mark.browser
+def test_volume_from_upload_to_download(browser, sources):
+    with running_app() as (url, workspaces):
+        user = Page(browser, url, "volume")
+        user.open(sources / "scan.nii.gz")
+        width, height = user.size()
+        user.drag(1, 1, width - 1, height - 1)
+        user.wait_status(r"(Slice|Frame) 4 · object 1: [1-9]")
+        whole = int(re.search(r"object 1: (\d+)", user.status())[1])
+        user.page.get_by_label("Clicks remove").locator("visible=true").check()
+        mask = next(iter(workspaces._opened.values())).workspace.labels[4]
+        row, column = np.argwhere(mask)[0]
+        user.page.mouse.click(*user.point(column + 0.5, row + 0.5))
+        user.wait_status(rf"object 1: (?!{whole} )[1-9]\d* px")
+        user.press("Undo")
+        user.wait_status(rf"object 1: {whole} px")
+        user.press("Propagate both ways")
+        user.wait_status(r"Slice 4 ·")
+        user.page.mouse.move(*user.point(width / 2, height / 2))
+        user.page.mouse.wheel(0, 100)
+        user.wait_status(r"Slice 5 · object 1: [1-9]")
+        user.shoot("app-volume")
+        user.page.mouse.click(*user.point(column + 0.5, row + 0.5))
+        user.press("Propagate both ways")
+        user.wait_status(r"Slice 5 · object 1: [1-9]")
+        user.press("Make files to download")
+        with user.page.expect_download(timeout=20_000) as download:
+            user.locator("files").get_by_role("link").first.click()
+        download.value.save_as(sources / "back.nii.gz")
+        source, back = nib.load(sources / "scan.nii.gz"), nib.load(sources / "back.nii.gz")
+        np.testing.assert_allclose(back.affine, source.affine, atol=1e-5)
+        assert back.shape == source.shape
+        assert (np.asarray(source.dataobj)[np.asarray(back.dataobj) > 0] > 500).all()
+        user.page.context.close()
+        for _ in range(400):
+            if not len(workspaces):
+                break
+            time.sleep(0.1)
+        assert len(workspaces) == 0, "a closed page leaves nothing"
+
+
+@pytest.mark.browser
+def test_image_and_video_tabs(browser, sources):
+    with running_app() as (url, _):
+        user = Page(browser, url, "image")
+        user.open(sources / "photo.png")
+        user.drag(5, 10, 35, 50)
+        user.wait_status(r"object 1: [1-9]")
+        user.shoot("app-image")
+        film = Page(browser, url, "video")
+        film.open(sources / "film.mp4")
+        film.drag(5, 10, 35, 50)
+        film.wait_status(r"object 1: [1-9]")
+        film.press("Propagate both ways")
+        film.wait_status(r"(Slice|Frame) 4 · object 1: [1-9]")
+        film.shoot("app-video")
+
+
+@pytest.mark.browser
+def test_two_sessions_do_not_see_each_other(browser, sources):
+    with running_app() as (url, workspaces):
+        first, second = Page(browser, url, "image"), Page(browser, url, "image")
+        first.open(sources / "photo.png")
+        second.open(sources / "photo.png")
+        first.drag(5, 10, 35, 50)
+        first.wait_status(r"object 1: [1-9]")
+        second.drag(1, 1, 4, 4)
+        second.drag(45, 10, 75, 50)
+        second.wait_status(r"object 1: [1-9]")
+        masks = [opened.workspace.labels[0] for opened in workspaces._opened.values()]
+        assert len(masks) == 2 and not (masks[0] & masks[1]).any() and masks[0].any() and masks[1].any()
+
+
+@pytest.mark.browser
+def test_a_broken_file_is_told_in_a_sentence(browser, sources):
+    from playwright.sync_api import expect
+
+    with running_app() as (url, _):
+        user = Page(browser, url, "volume")
+        (sources / "broken.nii.gz").write_bytes(b"not an image")
+        user.locator("upload").locator("input[type=file]").set_input_files(str(sources / "broken.nii.gz"))
+        expect(user.page.get_by_text(re.compile("cannot be read|is damaged|not"))).to_be_visible(timeout=10_000)
+        assert "Traceback" not in user.page.content()
