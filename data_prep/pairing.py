@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsam2_ft.errors import DataError
+from medsam2_ft.io.sequence import natural_key
 
 _ENDINGS = (".nii.gz",)
 
@@ -96,11 +97,6 @@ def find_pairs(
         raise DataError(_nothing_matches(images, masks, image_paths, mask_paths, image_suffix, mask_suffix))
     pairs.sources.sort(key=lambda source: natural_key(source.name))
     return pairs
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key in which `10` comes after `9`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _natural_key(entry: tuple[Path, str]) -> list[tuple[int, int | str]]:

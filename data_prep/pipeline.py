@@ -17,7 +17,7 @@ from medsam2_ft.data.case import Case
 from medsam2_ft.data.fingerprint import fingerprint_of, sha256_of
 from medsam2_ft.data.manifest import MANIFEST, Record, normalise_modality, read_manifest, write_manifest
 from medsam2_ft.data.npz import read_arrays
-from medsam2_ft.data.splits import PatientRule, assign_splits, check_leaks, read_split_csv
+from medsam2_ft.data.splits import PatientRule, assign_splits, check_leaks, parse_split
 from medsam2_ft.errors import DataError, UserError
 
 Settings = dict[str, Any]
@@ -50,7 +50,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", required=True, help="CT MR PET Ultrasound X-ray Dermoscopy Endoscopy Fundus ...")
     parser.add_argument("--image-suffix", help="what follows the case name in image names, as in _0000.nii.gz")
     parser.add_argument("--mask-suffix", help="what follows the case name in mask names, as in _seg.nii.gz")
-    parser.add_argument("--labels", type=Path, help="yaml that names, merges, drops or selects labels")
     parser.add_argument("--prefix", default="", help="put before case names, to tell datasets in one folder apart")
     parser.add_argument("--split", nargs="+", default=["0.8", "0.1", "0.1"], help="shares of train val test, or a csv")
     parser.add_argument("--group-by", help="patient of a case: regex on its name (first group), or FILE.csv:COLUMN")
@@ -62,11 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def base_settings(args: argparse.Namespace) -> Settings:
     """The shared options that change what a case looks like."""
-    return {
-        "version": VERSION,
-        "modality": normalise_modality(args.modality),
-        "labels": args.labels.read_text(encoding="utf-8") if args.labels and args.labels.is_file() else None,
-    }
+    return {"version": VERSION, "modality": normalise_modality(args.modality)}
 
 
 def run(args: argparse.Namespace, pairs: Pairs, prepare: Prepare, settings: Settings) -> int:
@@ -86,7 +81,7 @@ def run(args: argparse.Namespace, pairs: Pairs, prepare: Prepare, settings: Sett
     """
     start = time.perf_counter()
     patient_of = PatientRule(args.group_by)
-    split = _split_rule(args.split)
+    split = parse_split(args.split)
     sources = [
         replace(source, name=args.prefix + source.name, patient=patient_of(source.name)) for source in pairs.sources
     ]
@@ -209,17 +204,6 @@ def _other_records(out: Path, names: set[str]) -> list[Record]:
     if not (out / MANIFEST).is_file():
         return []
     return [record for record in read_manifest(out) if record.case not in names and (out / record.file).is_file()]
-
-
-def _split_rule(words: list[str]) -> list[float] | dict[str, str]:
-    if len(words) == 1 and words[0].endswith(".csv"):
-        return read_split_csv(Path(words[0]))
-    try:
-        shares = [float(word) for word in words]
-    except ValueError:
-        raise DataError(f"--split takes three shares or one csv; got '{' '.join(words)}'.") from None
-    assign_splits([], fractions=shares)
-    return shares
 
 
 def _place(records: list[Record], split: list[float] | dict[str, str], seed: int) -> list[Record]:

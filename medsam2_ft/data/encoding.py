@@ -6,7 +6,7 @@ same in every image.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from medsam2_ft.data.labels import Labels, as_ids, ids_in
+from medsam2_ft.data.labels import Labels, as_ids
 from medsam2_ft.errors import DataError
 
 KINDS = ("binary", "index", "colour", "instances")
@@ -75,11 +75,11 @@ class Encoding:
         levels = np.array([0, *self.levels])
         return levels[_nearest(ids[..., None].astype(np.float32), levels[:, None].astype(np.float32))].astype(ids.dtype)
 
-    def labels(self, ids: NDArray[Any], *, name: str | None = None) -> Labels:
+    def labels(self, ids: Sequence[int], *, name: str | None = None) -> Labels:
         """Region names and ids.
 
         Args:
-            ids: the decoded mask.
+            ids: the nonzero ids of the decoded mask.
             name: what the user calls the foreground of binary and instance masks.
         """
         if self.kind == "colour":
@@ -87,8 +87,8 @@ class Encoding:
         if self.kind == "binary":
             return {name or "label_1": [1]}
         if self.kind == "instances":
-            return {name or "label_1": ids_in(ids)}
-        return {f"label_{i}": [i] for i in (self.levels or ids_in(ids))}
+            return {name or "label_1": list(ids)}
+        return {f"label_{i}": [i] for i in (self.levels or ids)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""

@@ -44,20 +44,25 @@ class LabelMap:
         """
         if not path.is_file():
             raise DataError(f"There is no label file {path}.")
+        return cls.parse(path.read_text(encoding="utf-8"), source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "the label file") -> "LabelMap":
+        """Read the yaml's text; `source` names it in errors."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise DataError(f"{path} is not valid yaml ({' '.join(str(error).split())}).") from None
+            raise DataError(f"{source} is not valid yaml ({' '.join(str(error).split())}).") from None
         if not isinstance(content, dict) or not content:
-            raise DataError(f"{path} must map region names to label ids, such as 'liver: 1' or 'disc: [1, 2]'.")
+            raise DataError(f"{source} must map region names to label ids, such as 'liver: 1' or 'disc: [1, 2]'.")
         rest = content.pop("*", "drop")
         if rest not in ("keep", "drop"):
-            raise DataError(f'{path}: "*" is either keep or drop, not {rest!r}.')
+            raise DataError(f'{source}: "*" is either keep or drop, not {rest!r}.')
         regions = {}
         for name, members in content.items():
             listed = members if isinstance(members, list) else [members]
             if not listed or not all(isinstance(i, int | str) and not isinstance(i, bool) and i != 0 for i in listed):
-                raise DataError(f"{path}: region '{name}' needs nonzero label ids or names, not {members!r}.")
+                raise DataError(f"{source}: region '{name}' needs nonzero label ids or names, not {members!r}.")
             regions[str(name)] = tuple(listed)
         return cls(regions=regions, keep_rest=rest == "keep")
 

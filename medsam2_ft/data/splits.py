@@ -96,6 +96,22 @@ def read_split_csv(path: Path) -> dict[str, str]:
     return {row[key]: row["split"] for row in rows}
 
 
+def parse_split(words: Sequence[str]) -> list[float] | dict[str, str]:
+    """Read a split as a user types it: three shares, or one csv file.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if len(words) == 1 and words[0].endswith(".csv"):
+        return read_split_csv(Path(words[0]))
+    try:
+        shares = [float(word) for word in words]
+    except ValueError:
+        raise DataError(f"--split takes three shares or one csv; got '{' '.join(words)}'.") from None
+    assign_splits([], fractions=shares)
+    return shares
+
+
 class PatientRule:
     """Tells the patient of a case: by a regular expression on its name, or by a csv column.
 
@@ -181,7 +197,9 @@ def _fill_empty(
         counts = {split: sum(1 for value in chosen.values() if value == split) for split in _NAMES}
         if share <= 0 or counts[name]:
             continue
-        donors = [patient for patient in movable if patient in chosen and counts[chosen[patient]] > 1]
+        # Training may take a split's only patient: nothing else can be done without it.
+        spare = 0 if name == "train" else 1
+        donors = [patient for patient in movable if patient in chosen and counts[chosen[patient]] > spare]
         if donors:
             nearest_patient = min(donors, key=lambda patient: (abs(place[patient] - edges[name]), patient))
             chosen[nearest_patient] = name

@@ -59,7 +59,8 @@ def read_mask_image(path: Path | str) -> NDArray[Any]:
         if path.suffix.lower() == ".dcm":
             from medsam2_ft.io.dicom import read_single
 
-            return read_single(path).array[0]
+            single: NDArray[Any] = read_single(path).array[0]
+            return single
         array = _tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _picture(path, keep_palette=True)
     return _grey_if_equal(_without_alpha(array, path))
 
@@ -115,7 +116,8 @@ def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     # Big-endian files (some TIFF) would otherwise stay big-endian in memory.
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    native: NDArray[Any] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return native
 
 
 def _grey_if_equal(array: NDArray[Any]) -> NDArray[Any]:
@@ -124,5 +126,5 @@ def _grey_if_equal(array: NDArray[Any]) -> NDArray[Any]:
         and np.array_equal(array[..., 0], array[..., 1])
         and np.array_equal(array[..., 0], array[..., 2])
     ):
-        return np.ascontiguousarray(array[..., 0])
+        array = np.ascontiguousarray(array[..., 0])
     return array

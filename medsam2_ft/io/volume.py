@@ -107,8 +107,23 @@ def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(f"{a:.6g}"), float(f"{b:.6g}"), float(f"{c:.6g}")
 
 
-def is_volume_file(path: Path) -> bool:
-    """Whether the name ends like a volume that `read_volume` opens."""
+def plane_of(volume: Volume) -> str:
+    """The plane its slices lie in."""
+    assert volume.affine is not None
+    world = int(nib.orientations.io_orientation(volume.affine)[0, 0])
+    return ("sagittal", "coronal", "axial")[world]
+
+
+def is_volume(path: Path) -> bool:
+    """Whether `read_volume` is for this: a volume by its name, a folder of DICOM slices, or one multi-frame file."""
+    if path.is_dir():
+        from medsam2_ft.io.dicom import is_series_file
+
+        return any(is_series_file(entry) for entry in path.iterdir())
+    if path.suffix.lower() == ".dcm":
+        from medsam2_ft.io.dicom import is_multiframe
+
+        return is_multiframe(path)
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
@@ -129,6 +144,10 @@ def _reader_for(path: Path) -> Any:
         from monai.data import NibabelReader
 
         return NibabelReader()
+    if path.is_dir() or not name.endswith(VOLUME_SUFFIXES):
+        from medsam2_ft.io.dicom import DicomReader
+
+        return DicomReader()
     from medsam2_ft.io.itk import ItkReader
 
     return ItkReader()
