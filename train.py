@@ -1,6 +1,6 @@
 """Fine-tune SAM2: compose the config, build data, module and trainer, fit, validate, export.
 
-    python train.py data.root=DIR model=sam2.1_tiny trainer=gpu trainer.devices=4
+python train.py data.root=DIR model=sam2.1_tiny trainer=gpu trainer.devices=4
 """
 
 import sys

@@ -73,7 +73,9 @@ def _explain(error: Exception, overrides: list[str], config_name: str) -> str:
         except (HydraException, OmegaConfBaseException):
             known = _flat_keys(compose(config_name))
         return f"there is no setting '{key}'{_nearest_key(key, known)}"
-    if found := re.search(r"Could not find '([^']+)/([^/']+)'\s+Available options in '[^']+':\s+((?:\S+\s*)+)", message):
+    if found := re.search(
+        r"Could not find '([^']+)/([^/']+)'\s+Available options in '[^']+':\s+((?:\S+\s*)+)", message
+    ):
         group, option, available = found[1], found[2], found[3].split()
         return f"there is no {group}={option}{nearest(option, available)}"
     return " ".join(message.split())

@@ -29,14 +29,27 @@ def blob_case(name: str, *, num_slices: int, seed: int, size: int = 64, num_labe
     )  # fmt: skip
 
 
-def write_blobs(root: Path, *, splits: str = "train train train val val test", num_slices: int = 4, size: int = 64) -> Path:
+def write_blobs(
+    root: Path, *, splits: str = "train train train val val test", num_slices: int = 4, size: int = 64
+) -> Path:
     """A dataset folder with one case for each word of `splits`."""
     records = []
     for i, split in enumerate(splits.split()):
-        case = blob_case(f"blob_{i}", num_slices=num_slices, seed=i, size=size)
+        case = blob_case(f"blob_{i}", num_slices=num_slices, seed=i, size=size, num_labels=2 - i % 2)
         case.save(root / "cases" / f"{case.name}.npz")
         records.append(
-            Record(case.name, f"cases/{case.name}.npz", "CT", split, case.patient, case.labels, case.shape, case.spacing_mm, "", str(i))
+            Record(
+                case.name,
+                f"cases/{case.name}.npz",
+                "CT",
+                split,
+                case.patient,
+                case.labels,
+                case.shape,
+                case.spacing_mm,
+                "",
+                str(i),
+            )
         )
     write_manifest(root, records)
     return root

@@ -33,7 +33,7 @@ def tiny_spec():
     from medsam2_ft.modeling.zoo import ZOO
 
     narrow = [
-        override.replace("=128", "=32").replace("=48", "=16").replace("[384,192,96,48]", "[128,64,32,16]")
+        override.replace("=32", "=16").replace("=256", "=32").replace("[256,128,64,32]", "[128,64,32,16]")
         for override in ZOO["sam2.1_nano"].spec.overrides
     ]
     narrow += ["++model.image_encoder.trunk.stages=[1,1,2,1]", "++model.image_encoder.trunk.global_att_blocks=[3]"]

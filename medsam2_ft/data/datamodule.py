@@ -9,24 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from medsam2_ft.data.batch import ClipBatch, collate
+from medsam2_ft.data.batch import Clip, ClipBatch, collate
 from medsam2_ft.data.cache import CachedCase, cache_case
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.dataset import Augmentation, SliceDataset, labelled_slices
 from medsam2_ft.data.manifest import Record, read_manifest
 from medsam2_ft.data.sampler import EpochBatches, RankShare
+from medsam2_ft.data.synthetic import REGION, JoinedDataset, SyntheticDataset, SyntheticSettings
 from medsam2_ft.errors import ConfigError, DataError
 from medsam2_ft.prompts.sampling import BoxJitter
+
+VAL_SEED = 2**31
+"""Of the synthetic images validated on; no run trains with it."""
 
 
 class PromptedDataModule(L.LightningDataModule):
     """Slices of prepared cases with box prompts.
 
     Args:
-        root: dataset folder, or several.
+        root: dataset folder, or several; none where all images are synthetic.
         batch_size: images a rank takes a step.
         max_labels: objects trained from one image at most.
         jitter: of training boxes; validation boxes are tight.
@@ -34,6 +38,8 @@ class PromptedDataModule(L.LightningDataModule):
         num_workers: loader processes; None takes the cores that this process may use, eight at most.
         val_slices_per_case: slices validated of each case, spread evenly; None validates all.
         max_train_cases: train on the first so many cases only, for learning curves.
+        train_slices_per_case: slices trained of each case, spread evenly; None trains all.
+        synthetic: images drawn on demand beside the prepared ones, or None.
         cache_dir: where memory-mapped copies go; `ROOT/.cache` by default.
         seed: of the run.
     """
@@ -49,6 +55,8 @@ class PromptedDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         val_slices_per_case: int | None = 8,
         max_train_cases: int | None = None,
+        train_slices_per_case: int | None = None,
+        synthetic: SyntheticSettings | None = None,
         cache_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,8 +68,11 @@ class PromptedDataModule(L.LightningDataModule):
         self.jitter, self.augmentation = jitter or BoxJitter(), augmentation
         self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
         self.val_slices_per_case, self.max_train_cases = val_slices_per_case, max_train_cases
+        self.train_slices_per_case, self.synthetic = train_slices_per_case, synthetic
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.records = [(folder, record) for folder in self.roots for record in read_manifest(folder)]
+        if not self.roots and synthetic is None:
+            raise ConfigError("data.root is empty and data.synthetic is null, so there is nothing to train on")
         for split in ("train", "val"):
             self._records(split)
         self._resume_at: dict[str, int] | None = None
@@ -78,19 +89,23 @@ class PromptedDataModule(L.LightningDataModule):
     def recipe(self) -> dict[str, Any] | None:
         """The intensity recipe that all training cases share, or None where they differ or record none."""
         recipes = [Case.load(folder / record.file).recipe for folder, record in self._records("train")[:50]]
-        return recipes[0] if all(recipe == recipes[0] for recipe in recipes) else None
+        return recipes[0] if recipes and all(recipe == recipes[0] for recipe in recipes) else None
 
     @property
     def fingerprint(self) -> str:
         """Hash of which cases were trained on: names, splits and source hashes."""
         lines = sorted(f"{record.case} {record.split} {record.sha256}" for _, record in self.records)
+        if self.synthetic is not None:
+            lines.append(f"{self.synthetic} seed={self.seed}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _records(self, split: str) -> list[tuple[Path, Record]]:
         found = [(folder, record) for folder, record in self.records if record.split == split]
-        if not found:
+        if not found and self.roots:
             where = ", ".join(map(str, self.roots))
-            raise DataError(f"{where} has no case in split '{split}'; prepare it with --split, or edit the manifest's split column")
+            raise DataError(
+                f"{where} has no case in split '{split}'; prepare it with --split, or edit the manifest's split column"
+            )
         return found
 
     def _cached(self, split: str) -> list[CachedCase]:
@@ -105,18 +120,36 @@ class PromptedDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the copies and build the datasets."""
         cases = self._cached("train")[: self.max_train_cases]
-        self.train_set = SliceDataset(
-            labelled_slices(cases),
+        train = SliceDataset(
+            labelled_slices(cases, per_case=self.train_slices_per_case),
             max_labels=self.max_labels,
             jitter=self.jitter,
             seed=self.seed,
             augmentation=self.augmentation,
         )
-        self.val_set = SliceDataset(labelled_slices(self._cached("val"), per_case=self.val_slices_per_case))
-        for name, dataset in (("train", self.train_set), ("val", self.val_set)):
-            if not len(dataset):
-                raise DataError(f"no slice of split '{name}' holds an object; run 'python -m data_prep audit {self.roots[0]}'")
-        self.regions = sorted({region for case in (*cases, *self._cached("val")) for region in case.labels})
+        val_cases = self._cached("val")
+        val = SliceDataset(labelled_slices(val_cases, per_case=self.val_slices_per_case))
+        for name, dataset in (("train", train), ("val", val)):
+            if self.roots and not len(dataset):
+                raise DataError(
+                    f"no slice of split '{name}' holds an object; run 'python -m data_prep audit {self.roots[0]}'"
+                )
+        self.train_set, self.val_set = self._with_synthetic(train, val)
+        self.regions = sorted(
+            {region for case in (*cases, *val_cases) for region in case.labels}
+            | ({REGION} if self.synthetic else set())
+        )
+
+    def _with_synthetic(self, train: SliceDataset, val: SliceDataset) -> tuple[Dataset[Clip], Dataset[Clip]]:
+        """Prepared slices and synthetic ones behind them; validation's come from a seed of their own, the same in every run."""
+        if self.synthetic is None:
+            return train, val
+        size = self.synthetic.size
+        drawn = SyntheticDataset(
+            self.synthetic.train_images, size=size, max_labels=self.max_labels, jitter=self.jitter, seed=self.seed
+        )
+        held_out = SyntheticDataset(self.synthetic.val_images, size=size, max_labels=self.max_labels, seed=VAL_SEED)
+        return JoinedDataset([train, drawn]), JoinedDataset([val, held_out])
 
     def train_dataloader(self) -> DataLoader[ClipBatch]:
         """Shuffled batches, the same number on every rank."""
@@ -131,12 +164,14 @@ class PromptedDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[ClipBatch]:
         """Every validation slice once over all ranks, unpadded."""
         rank, world_size = self._rank()
-        return self._loader(self.val_set, sampler=RankShare(len(self.val_set), rank=rank, world_size=world_size), batch_size=1)
+        return self._loader(
+            self.val_set, sampler=RankShare(len(self.val_set), rank=rank, world_size=world_size), batch_size=1
+        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _loader(self, dataset: SliceDataset, **how: Any) -> DataLoader[ClipBatch]:
+    def _loader(self, dataset: Dataset[Clip], **how: Any) -> DataLoader[ClipBatch]:
         return DataLoader(
             dataset,
             collate_fn=collate,

@@ -101,7 +101,9 @@ class Predictor:
         segmenter = PromptedSegmenter(content.spec().resized(image_size))
         load_weights(segmenter.sam2, content)
         label = path.stem if is_file else name
-        return cls(segmenter.to(where), name=label, meta=content.meta, checkpoint_sha256=content.sha256, precision=precision)
+        return cls(
+            segmenter.to(where), name=label, meta=content.meta, checkpoint_sha256=content.sha256, precision=precision
+        )
 
     @property
     def device(self) -> torch.device:
@@ -165,10 +167,15 @@ class Predictor:
         index = torch.zeros(num_objects, dtype=torch.long, device=self.device)
         prior = mask_logits_Nhw.clamp(-32, 32)[:, None] if mask_logits_Nhw is not None else None
         with autocast(self.device, self.precision):
-            decoded = self.segmenter.decode(embedding.features, image_index_N=index, points=points, mask_logits_N1hw=prior)
+            decoded = self.segmenter.decode(
+                embedding.features, image_index_N=index, points=points, mask_logits_N1hw=prior
+            )
         masks = resize_logits(decoded.logits_N1hw, embedding.shape_hw) > 0
         return Prediction(
-            masks.cpu().numpy(), decoded.logits_N1hw[:, 0], decoded.iou_N.cpu().numpy(), decoded.object_score_N.cpu().numpy()
+            masks.cpu().numpy(),
+            decoded.logits_N1hw[:, 0],
+            decoded.iou_N.cpu().numpy(),
+            decoded.object_score_N.cpu().numpy(),
         )
 
     def _points(self, shape_hw: tuple[int, int], boxes: Any, clicks: Any, labels: Any) -> Points:
@@ -247,4 +254,3 @@ class Predictor:
                 if progress is not None:
                     progress(done, total)
         return labels
-

@@ -56,7 +56,9 @@ def trainable_parts(sam2: nn.Module, parts: Iterable[str], *, losses: LossWeight
         frozen.append("sam_mask_decoder.pred_obj_score_head")
     if "prompt_encoder" in parts:
         # Clicks and mask prompts have embeddings of their own, which a box never touches.
-        frozen += [f"sam_prompt_encoder.{name}" for name in ("point_embeddings.0", "point_embeddings.1", "mask_downscaling")]
+        frozen += [
+            f"sam_prompt_encoder.{name}" for name in ("point_embeddings.0", "point_embeddings.1", "mask_downscaling")
+        ]
     trained = []
     for name, parameter in sam2.named_parameters():
         wanted = _starts(name, prefixes) and not _starts(name, frozen)

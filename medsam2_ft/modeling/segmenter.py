@@ -113,7 +113,9 @@ class PromptedSegmenter(nn.Module):
         channels_last = images_BHWx if images_BHWx.ndim == 4 else images_BHWx[..., None]
         x = channels_last.permute(0, 3, 1, 2).to(self.image_mean.dtype) / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
-            x = F.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(
+                x, (self.image_size, self.image_size), mode="bilinear", antialias=True, align_corners=False
+            )
         return (x - self.image_mean) / self.image_std
 
     def encode(self, images_B3SS: Tensor) -> Features:
@@ -188,7 +190,9 @@ class PromptedSegmenter(nn.Module):
         """Logits of N boxes on B native-size uint8 images: encode once, decode all."""
         features = self.encode(self.normalise(images))
         sizes = torch.tensor([image.shape[:2] for image in images], device=boxes_N4.device)
-        return self.decode(features, image_index_N=image_index_N, points=self.box_points(boxes_N4, sizes[image_index_N]))
+        return self.decode(
+            features, image_index_N=image_index_N, points=self.box_points(boxes_N4, sizes[image_index_N])
+        )
 
 
 def resize_logits(logits_N1hw: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -53,7 +53,9 @@ class Checkpoint:
             return SAM2Spec(self.meta["sam2_config"], tuple(self.meta["overrides"]), int(self.meta["image_size"]))
         name = recognise(self.state)
         if name is None:
-            raise CheckpointError(f"{self.path} is no SAM2 of a size we know ({', '.join(ZOO)}): its trunk has other widths")
+            raise CheckpointError(
+                f"{self.path} is no SAM2 of a size we know ({', '.join(ZOO)}): its trunk has other widths"
+            )
         return ZOO[name].spec
 
 
@@ -69,7 +71,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     state, meta = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     stripped = {name: tensor for key, tensor in state.items() if (name := _meta_key(key)) is not None}
     if not stripped:
-        raise CheckpointError(f"{path} holds no SAM2 weights: none of its {len(state)} keys starts with image_encoder or the like")
+        raise CheckpointError(
+            f"{path} holds no SAM2 weights: none of its {len(state)} keys starts with image_encoder or the like"
+        )
     return Checkpoint(path, stripped, meta, file_sha256(path))
 
 
@@ -77,9 +81,12 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        raise CheckpointError(f"{path} holds more than weights and plain values, so it is not opened; export it again") from None
+        raise CheckpointError(
+            f"{path} holds more than weights and plain values, so it is not opened; export it again"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint, it may be truncated ({str(error).splitlines()[0]})") from None
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint, it may be truncated ({reason})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     state = content.get("state_dict") or content.get("model") or content
@@ -91,7 +98,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads((file.metadata() or {}).get(META_KEY, "{}"))  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(
+                (file.metadata() or {}).get(META_KEY, "{}")
+            )  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read as safetensors, it may be truncated ({error})") from None
 
@@ -125,7 +134,12 @@ def _signature_of_spec(spec: SAM2Spec) -> tuple[int, int, int, bool]:
     model = resolve_config(spec).model
     trunk = model.image_encoder.trunk
     stages = trunk.get("stages", (2, 3, 16, 3))  # Hiera's own defaults, which the base-plus config leaves unsaid
-    return trunk.get("embed_dim", 96), sum(stages), model.image_encoder.neck.d_model, bool(model.get("no_obj_embed_spatial"))
+    return (
+        trunk.get("embed_dim", 96),
+        sum(stages),
+        model.image_encoder.neck.d_model,
+        bool(model.get("no_obj_embed_spatial")),
+    )
 
 
 def load_weights(sam2: nn.Module, checkpoint: Checkpoint) -> int:

@@ -6,30 +6,38 @@ Weights are looked for in `checkpoints/` first, then fetched from the Hugging Fa
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from medsam2_ft.errors import CheckpointError, ConfigError, nearest
 from medsam2_ft.modeling.build import SINGLE_MASK, SAM2Spec
 
+log = logging.getLogger(__name__)
+
 CHECKPOINT_DIR = Path("checkpoints")
 PACKAGE_CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
-NANO_WIDTH = 128
-# A quarter of SAM2.1-T's parameters; one mask token only, so that no output is used that training never supervised.
+NANO_WIDTH = 256
+# A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit; trunk and memory are
+# thin. Windows divide the grids of 128, 256 and 512 px, so no token is padding. One mask token only, so that no output is used that
+# training never supervised.
 _NANO = (
-    "++model.image_encoder.trunk.embed_dim=48",
+    "++model.image_encoder.trunk.embed_dim=32",
+    "++model.image_encoder.trunk.window_spec=[8,4,8,4]",
     f"++model.image_encoder.neck.d_model={NANO_WIDTH}",
-    "++model.image_encoder.neck.backbone_channel_list=[384,192,96,48]",
+    "++model.image_encoder.neck.backbone_channel_list=[256,128,64,32]",
     f"++model.image_encoder.neck.position_encoding.num_pos_feats={NANO_WIDTH}",
     f"++model.memory_attention.d_model={NANO_WIDTH}",
-    "++model.memory_attention.layer.dim_feedforward=256",
+    "++model.memory_attention.num_layers=2",
+    "++model.memory_attention.layer.dim_feedforward=512",
     f"++model.memory_attention.layer.d_model={NANO_WIDTH}",
     f"++model.memory_attention.layer.self_attention.embedding_dim={NANO_WIDTH}",
     f"++model.memory_attention.layer.cross_attention.embedding_dim={NANO_WIDTH}",
     f"++model.memory_encoder.in_dim={NANO_WIDTH}",
     f"++model.memory_encoder.mask_downsampler.embed_dim={NANO_WIDTH}",
     f"++model.memory_encoder.fuser.layer.dim={NANO_WIDTH}",
+    "++model.memory_encoder.fuser.num_layers=1",
     *SINGLE_MASK,
 )
 
@@ -121,6 +129,8 @@ def fetch_weights(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    log.info("fetching %s from %s", entry.file, entry.repo)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are told by the sentence below
     try:
         path = Path(hf_hub_download(entry.repo, entry.file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -138,7 +148,9 @@ def _verify(path: Path) -> None:
     if len(expected) == 64:
         actual = file_sha256(path)
         if actual != expected:
-            raise CheckpointError(f"{path} is damaged (SHA-256 {actual[:12]}, expected {expected[:12]}): delete it and try again")
+            raise CheckpointError(
+                f"{path} is damaged (SHA-256 {actual[:12]}, expected {expected[:12]}): delete it and try again"
+            )
 
 
 def file_sha256(path: Path) -> str:

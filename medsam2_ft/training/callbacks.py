@@ -113,4 +113,6 @@ def side_by_side(
     image: NDArray[np.uint8], truth_NHW: NDArray[np.bool_], pred_NHW: NDArray[np.bool_], boxes_N4: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
     """Truth on the left, prediction on the right, the prompted boxes on both; uint8 (H, 2 W, 3)."""
-    return np.concatenate([draw_masks(image, truth_NHW, boxes_N4=boxes_N4), draw_masks(image, pred_NHW, boxes_N4=boxes_N4)], axis=1)
+    return np.concatenate(
+        [draw_masks(image, truth_NHW, boxes_N4=boxes_N4), draw_masks(image, pred_NHW, boxes_N4=boxes_N4)], axis=1
+    )

@@ -60,7 +60,7 @@ class FineTuner(L.LightningModule):
         return self.segmenter.decode(features, image_index_N=batch.image_index_N, points=points)
 
     def _step(self, batch: ClipBatch, stage: str) -> tuple[Tensor, Decoded]:
-        """The loss of one batch, divided by the objects of all ranks, and what the decoder answered."""
+        """The loss summed over the batch's objects, and what the decoder answered."""
         decoded = self(batch)
         logits = decoded.logits_N1hw
         if logits.shape[-1] != self.loss_side:
@@ -70,9 +70,9 @@ class FineTuner(L.LightningModule):
         count = batch.num_objects
         for name, term in terms.items():
             self.log(
-                f"{stage}/{name}", term.detach() / count, batch_size=count, sync_dist=stage == "val", on_step=False, on_epoch=True
+                f"{stage}/{name}", term.detach() / count, batch_size=count, sync_dist=True, on_step=False, on_epoch=True
             )
-        return terms["loss"] / self._mean_count(count), decoded
+        return terms["loss"], decoded
 
     def _mean_count(self, count: int) -> Tensor | int:
         """Objects a rank, on average over ranks: DDP averages gradients, so sums divided by this give the single-process ones."""
@@ -88,7 +88,8 @@ class FineTuner(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Loss of one batch; the progress bar shows it beside the DSC of the training objects at low resolution."""
-        loss, decoded = self._step(batch, "train")
+        total, decoded = self._step(batch, "train")
+        loss = total / self._mean_count(batch.num_objects)
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=batch.num_objects)
         self.log("dsc", self._batch_dsc(batch, decoded), prog_bar=True, logger=False, batch_size=batch.num_objects)
         return loss

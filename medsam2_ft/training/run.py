@@ -27,7 +27,9 @@ def train(cfg: Any, *, run_dir: Path) -> float:
         The best validation DSC.
     """
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise CheckpointError(f"ckpt_path={cfg.ckpt_path} does not exist, so there is nothing to resume; leave it out to start anew")
+        raise CheckpointError(
+            f"ckpt_path={cfg.ckpt_path} does not exist, so there is nothing to resume; leave it out to start anew"
+        )
     torch.set_float32_matmul_precision("high")
     _quieten()
     data = build_data(cfg)
@@ -49,5 +51,10 @@ def _quieten() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # Hydra's handler prints them already
         logger.setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*treespec.*is deprecated.*", ".*exists and is not empty.*", ".*smaller than the logging interval.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*treespec.*is deprecated.*",
+        ".*exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message)

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from medsam2_ft.config import typed
 from medsam2_ft.data.datamodule import PromptedDataModule
+from medsam2_ft.data.synthetic import SyntheticSettings
 from medsam2_ft.errors import ConfigError, nearest
 from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import trainable_parts
@@ -80,8 +81,10 @@ def build_data(cfg: Any) -> PromptedDataModule:
     """The data module of `cfg.data` and `cfg.prompts`."""
     settings = {str(key): value for key, value in cfg.data.items()}
     root = settings.pop("root")
-    roots = [root] if isinstance(root, str) else list(root)
+    roots = [root] if isinstance(root, str) else list(root or [])
     jitter = typed(BoxJitter, cfg.prompts, key="prompts")
+    if settings.get("synthetic") is not None:
+        settings["synthetic"] = typed(SyntheticSettings, cfg.data.synthetic, key="data.synthetic")
     return PromptedDataModule(roots, jitter=jitter, seed=cfg.seed, **settings)
 
 
@@ -139,13 +142,17 @@ def build_trainer(cfg: Any, run_dir: Path) -> L.Trainer:
 
 
 def _check_devices(settings: TrainerSettings) -> None:
-    wants_gpu = settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and torch.cuda.is_available())
+    wants_gpu = settings.accelerator in ("gpu", "cuda") or (
+        settings.accelerator == "auto" and torch.cuda.is_available()
+    )
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu or trainer=auto")
     if settings.devices < 1:
         raise ConfigError(f"trainer.devices={settings.devices} must be at least 1")
     if wants_gpu and settings.devices > torch.cuda.device_count():
-        raise ConfigError(f"trainer.devices={settings.devices}, but this machine has {torch.cuda.device_count()} GPU(s)")
+        raise ConfigError(
+            f"trainer.devices={settings.devices}, but this machine has {torch.cuda.device_count()} GPU(s)"
+        )
 
 
 def _strategy(settings: TrainerSettings) -> str | Strategy:
@@ -177,7 +184,12 @@ def _loggers(node: Any, run_dir: Path) -> list[Logger]:
 def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         ModelCheckpoint(
-            dirpath=run_dir, filename="best", monitor="val/dsc", mode="max", save_last=True, enable_version_counter=False
+            dirpath=run_dir,
+            filename="best",
+            monitor="val/dsc",
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
         ),
         LearningRateMonitor("step"),
         Throughput(),

@@ -44,7 +44,9 @@ def test_masks_equal_stock_video_predictor(tiny_predictor, frames, masks, tmp_pa
         Image.fromarray(frame).save(tmp_path / f"{t:03}.jpg", quality=95)
     frames = np.stack([np.asarray(Image.open(tmp_path / f"{t:03}.jpg")) for t in range(len(frames))])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    tiny_predictor.segmenter.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(5)  # no frame is "empty"
+    tiny_predictor.segmenter.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(
+        5
+    )  # no frame is "empty"
     expected = stock_video_masks(tiny_predictor, tmp_path, masks, start=4)
     ours = dict(propagate(tiny_predictor, frames, conditioning={4: masks}))
     assert sorted(ours) == list(range(9))

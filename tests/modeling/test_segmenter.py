@@ -21,7 +21,12 @@ def stock_logits(segmenter: PromptedSegmenter, image: np.ndarray, boxes: np.ndar
 
 @pytest.mark.parametrize(
     ("name", "image_size"),
-    [("sam2.1_nano", 256), ("sam2.1_tiny", 256), ("sam2_tiny", 512), pytest.param("sam2.1_tiny", 1024, marks=pytest.mark.slow)],
+    [
+        ("sam2.1_nano", 256),
+        ("sam2.1_tiny", 256),
+        ("sam2_tiny", 512),
+        pytest.param("sam2.1_tiny", 1024, marks=pytest.mark.slow),
+    ],
 )
 def test_logits_equal_stock_predictor(name, image_size, rng):
     torch.manual_seed(0)
@@ -30,7 +35,9 @@ def test_logits_equal_stock_predictor(name, image_size, rng):
     boxes = np.array([[10, 20, 200, 150], [100.5, 30, 402, 299]], np.float32)
     with torch.no_grad():
         decoded = segmenter([torch.from_numpy(image)], torch.from_numpy(boxes), torch.zeros(2, dtype=torch.long))
-    torch.testing.assert_close(decoded.logits_N1hw.clamp(-32, 32), stock_logits(segmenter, image, boxes), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        decoded.logits_N1hw.clamp(-32, 32), stock_logits(segmenter, image, boxes), atol=1e-4, rtol=0
+    )
 
 
 def test_logits_equal_stock_predictor_at_1024_unmodified(tiny_spec, rng):
@@ -46,7 +53,9 @@ def test_logits_equal_stock_predictor_at_1024_unmodified(tiny_spec, rng):
 
 
 def test_mixed_sizes_equal_one_at_a_time(tiny_segmenter, rng):
-    images = [torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in ((50, 70), (64, 64, 3), (90, 31))]
+    images = [
+        torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in ((50, 70), (64, 64, 3), (90, 31))
+    ]
     tiny_segmenter.eval()
     boxes = torch.tensor([[5.0, 5, 30, 40], [1, 2, 60, 50], [3, 3, 20, 80]])
     with torch.no_grad():
@@ -61,7 +70,10 @@ def test_mixed_sizes_equal_one_at_a_time(tiny_segmenter, rng):
 def test_grey_equals_the_same_grey_in_rgb(tiny_segmenter, rng):
     grey = torch.from_numpy(rng.integers(0, 256, (40, 40), dtype=np.uint8))
     torch.testing.assert_close(
-        tiny_segmenter.normalise([grey]), tiny_segmenter.normalise([grey[..., None].expand(-1, -1, 3)]), atol=1e-6, rtol=0
+        tiny_segmenter.normalise([grey]),
+        tiny_segmenter.normalise([grey[..., None].expand(-1, -1, 3)]),
+        atol=1e-6,
+        rtol=0,
     )
 
 
