@@ -1,0 +1,140 @@
+"""Tables from rows: summaries with bootstrap intervals by patient, paired tests between models, strata of size.
+
+The unit of a mean is the object (a row). The unit of chance is the patient: intervals resample patients, and tests
+compare patients' means, because objects of one patient are not independent.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from medsam2_ft.benchmark.rows import OK
+
+SIZES = ("small", "medium", "large")
+"""Thirds of a modality's objects by their number of pixels or voxels."""
+
+NUM_RESAMPLES = 2000
+
+
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a score, robustness passes left out."""
+    return rows[(rows["status"] == OK) & ~rows["protocol"].str.contains("/", regex=False)]
+
+
+def summarise(rows: pd.DataFrame, *, by: Sequence[str] = ("model", "modality"), seed: int = 0) -> pd.DataFrame:
+    """Mean, median, quartiles and 95 % interval of DSC and NSD for each group.
+
+    Args:
+        rows: of rows.csv; those without a score are left out.
+        by: columns that make the groups.
+        seed: of the bootstrap.
+
+    Returns:
+        One line a group: `num` objects, `cases`, `patients`, and `dsc_mean`, `dsc_low`, `dsc_high`, `dsc_median`,
+        `dsc_q1`, `dsc_q3`, the same for `nsd` and `nsd_legacy`, and seconds a case. Both ends of an interval are NaN
+        with one patient.
+    """
+    lines = []
+    for group, part in scored(rows).groupby(list(by), sort=False):
+        line: dict[str, object] = dict(zip(by, group if isinstance(group, tuple) else (group,), strict=True))
+        patients = part["dataset"] + "/" + part["patient"]
+        cases = part["dataset"] + "/" + part["case"]
+        line |= {"num": len(part), "cases": cases.nunique(), "patients": patients.nunique()}
+        for metric in ("dsc", "nsd", "nsd_legacy"):
+            values = part[metric].to_numpy(float)
+            low, high = bootstrap_interval(values, patients.to_numpy(), seed=seed)
+            q1, median, q3 = np.percentile(values, [25, 50, 75])
+            line |= {
+                f"{metric}_mean": values.mean(), f"{metric}_low": low, f"{metric}_high": high,
+                f"{metric}_median": median, f"{metric}_q1": q1, f"{metric}_q3": q3,
+            }  # fmt: skip
+        lines.append(line | _seconds(part))
+    return pd.DataFrame(lines)
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], patients: NDArray[np.object_], *, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean over rows, by resampling whole patients; NaN for fewer than two."""
+    _, index = np.unique(patients.astype(str), return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    if len(sums) < 2:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def compare_models(rows: pd.DataFrame, *, metric: str = "dsc") -> pd.DataFrame:
+    """Wilcoxon signed-rank test of every pair of models on patients that both did, Holm-corrected over all tests.
+
+    Returns:
+        One line a modality ("all" for all together) and pair: `modality`, `model_a`, `model_b`, `patients`,
+        `difference` (mean of a - b over patients), `p`, `p_holm`. Pairs with fewer than 6 patients cannot reach 5 %
+        and have p = NaN.
+    """
+    table = scored(rows)
+    lines: list[dict[str, object]] = []
+    groups: list[tuple[str, pd.DataFrame]] = [("all", table)]
+    if table["modality"].nunique() > 1:
+        groups += [(str(name), part) for name, part in table.groupby("modality", sort=True)]
+    for modality, part in groups:
+        means = part.pivot_table(index=["dataset", "patient"], columns="model", values=metric, aggfunc="mean")
+        for a, b in combinations(part["model"].unique(), 2):
+            pairs = means[[a, b]].dropna()
+            difference = (pairs[a] - pairs[b]).to_numpy(float)
+            is_testable = len(difference) >= 6 and bool(np.any(difference))
+            lines.append({
+                "modality": modality, "model_a": a, "model_b": b, "patients": len(difference),
+                "difference": difference.mean() if len(difference) else float("nan"),
+                "p": float(wilcoxon(difference).pvalue) if is_testable else float("nan"),
+            })  # fmt: skip
+    found = pd.DataFrame(lines, columns=["modality", "model_a", "model_b", "patients", "difference", "p"])
+    found["p_holm"] = holm(found["p"].to_numpy(float))
+    return found
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's step-down correction; NaN stays NaN and counts for nothing."""
+    corrected = np.full(len(p_values), np.nan)
+    order = [i for i in np.argsort(p_values) if not np.isnan(p_values[i])]
+    reached = 0.0
+    for rank, i in enumerate(order):
+        reached = max(reached, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = reached
+    return corrected
+
+
+def size_strata(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scored rows with a column `size`: small, medium or large third of the modality's objects, by pixels or voxels."""
+    table = scored(rows).copy()
+    rank = table.groupby("modality")["voxels"].rank(method="average", pct=True)
+    table["size"] = pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=SIZES).astype(str)
+    return table
+
+
+def robustness(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean DSC against each knob of a sweep: `model`, `knob`, `value`, `dsc`, `low`, `high`, `num`."""
+    swept = rows[(rows["status"] == OK) & rows["protocol"].str.contains("/", regex=False)]
+    lines = []
+    for (model, protocol), part in swept.groupby(["model", "protocol"], sort=False):
+        knob, _, value = str(protocol).rpartition("/")[2].partition("=")
+        patients = (part["dataset"] + "/" + part["patient"]).to_numpy()
+        low, high = bootstrap_interval(part["dsc"].to_numpy(float), patients)
+        lines.append({
+            "model": model, "knob": knob, "value": float(value), "dsc": part["dsc"].mean(), "low": low, "high": high,
+            "num": len(part),
+        })  # fmt: skip
+    return pd.DataFrame(lines, columns=["model", "knob", "value", "dsc", "low", "high", "num"])
+
+
+def _seconds(part: pd.DataFrame) -> dict[str, float]:
+    """Mean seconds a case and pass: each row repeats its case's seconds, so one row a case is taken."""
+    once = part.drop_duplicates(["model", "dataset", "case", "seed", "protocol"])
+    means = {name: float(once[name].mean()) for name in ("encode_s", "prompt_s", "propagate_s")}
+    return {**means, "case_s": sum(value for value in means.values() if not np.isnan(value))}
