@@ -51,12 +51,14 @@ def fetch(url: str, *, md5: str, target: Path) -> None:
     Raises:
         DataError: if the network, the hash or the archive is not as it should be.
     """
-    from monai.apps import download_and_extract
+    from monai.apps import download_url, extractall
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as workshop:
         try:
-            download_and_extract(url, Path(workshop) / "archive.tar", workshop, md5, "md5")
+            archive = Path(workshop) / "archive.tar"
+            download_url(url, archive, md5, "md5")
+            extractall(archive, workshop, file_type="tar")
         except (URLError, OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{target.name} could not be downloaded from {url} ({reason}); are you offline?") from None

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, help="k-fold instead: number of folds")
     parser.add_argument("--fold", type=int, default=0, help="the fold that becomes val, from 0; test cases stay test")
     parser.add_argument(
-        "--group-by", help="patient of a case anew: regex on its name (first group), or FILE.csv:COLUMN"
+        "--group-by", help="patients anew: regex on the case name (first group), or FILE.csv:COLUMN"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another split")
 

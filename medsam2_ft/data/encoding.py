@@ -28,6 +28,8 @@ _MAX_INDEX_IDS = 64
 _MANY_INSTANCES = 10
 _COLOUR_DISTANCE = 60.0
 _COLOUR_SHARE = 0.005
+_SOFT_SHARE = 0.6
+"""Up to this share of the foreground may be soft edge, which is much only for small structures."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _Statistics:
     values: Counter[int] = field(default_factory=Counter)
     with_interior: set[int] = field(default_factory=set)
     colours: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    flat_colours: set[tuple[int, int, int]] = field(default_factory=set)
     instance_counts: list[int] = field(default_factory=list)
     num_instance_like: int = 0
     is_wide: bool = False
@@ -132,14 +135,14 @@ class _Statistics:
             packed = mask.astype(np.int64) @ (65536, 256, 1)
             found, counts = np.unique(packed, return_counts=True)
             for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-                self.colours[(value >> 16, value >> 8 & 255, value & 255)] += count
+                self.colours[_unpacked(value)] += count
+            self.flat_colours.update(_unpacked(value) for value in np.unique(packed[_is_flat(packed)]).tolist())
             return
         self.is_wide |= mask.dtype.itemsize > 1
         whole = as_ids(mask, source="a mask")
         found, counts = np.unique(whole, return_counts=True)
         self.values.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-        flat = whole[maximum_filter(whole, 3) == minimum_filter(whole, 3)]
-        self.with_interior.update(np.unique(flat).tolist())
+        self.with_interior.update(np.unique(whole[_is_flat(whole)]).tolist())
         ids = [value for value in found.tolist() if value]
         if ids:
             # Counting without gaps is a sign of objects; so are more ids than a list of classes has.
@@ -197,7 +200,7 @@ def _decide_grey(seen: _Statistics, is_lossy: bool) -> Encoding:
     highest = nonzero[-1]
     middle = [value for value in values if highest * 0.1 < value < highest * 0.9]
     share = sum(seen.values[value] for value in middle) / max(count, 1)
-    if highest > 200 and not seen.with_interior.intersection(middle) and share < 0.15:
+    if highest > 200 and not seen.with_interior.intersection(middle) and share < _SOFT_SHARE:
         grounds = "lossy file format" if is_lossy else "anti-aliased edges"
         return Encoding(
             "binary",
@@ -253,6 +256,9 @@ def _decide_colour(seen: _Statistics) -> Encoding:
     for colour, count in seen.colours.most_common(4096):
         if count < _COLOUR_SHARE * foreground or len(chosen) > 254:
             break
+        # Colours that occur only in edges are mixtures, however frequent.
+        if seen.flat_colours - {background} and colour not in seen.flat_colours:
+            continue
         plain = next((c for c in _COLOUR_NAMES if _distance(c, colour) < _COLOUR_DISTANCE / 2), colour)
         if all(_distance(plain, other) >= _COLOUR_DISTANCE for other in (background, *chosen)):
             chosen.append(plain)
@@ -266,6 +272,16 @@ def _decide_colour(seen: _Statistics) -> Encoding:
         evidence=f"{', '.join(colour_name(c) for c in sorted(chosen))} on {colour_name(background)} make up "
         f"{near / max(foreground, 1):.1%} of the coloured pixels; others (edges) go to the nearest",
     )
+
+
+def _is_flat(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a pixel equals its eight neighbours."""
+    same: NDArray[np.bool_] = maximum_filter(pixels, 3) == minimum_filter(pixels, 3)
+    return same
+
+
+def _unpacked(value: int) -> tuple[int, int, int]:
+    return value >> 16, value >> 8 & 255, value & 255
 
 
 def _distance(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:

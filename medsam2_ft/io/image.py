@@ -121,10 +121,7 @@ def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _grey_if_equal(array: NDArray[Any]) -> NDArray[Any]:
-    if (
-        array.ndim == 3
-        and np.array_equal(array[..., 0], array[..., 1])
-        and np.array_equal(array[..., 0], array[..., 2])
-    ):
-        array = np.ascontiguousarray(array[..., 0])
-    return array
+    if array.ndim == 2 or not all(np.array_equal(array[..., 0], array[..., channel]) for channel in (1, 2)):
+        return array
+    grey: NDArray[Any] = np.ascontiguousarray(array[..., 0])
+    return grey
