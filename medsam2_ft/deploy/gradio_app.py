@@ -69,6 +69,21 @@ def build_app(workspaces: Workspaces, *, examples: dict[str, list[Path]] | None 
     return app
 
 
+def launch_app(workspaces: Workspaces, *, examples: dict[str, list[Path]] | None = None, **options: Any) -> None:
+    """Run the app until it is interrupted, then delete what its sessions held.
+
+    Args:
+        workspaces: where the sessions' files live.
+        examples: files to try, by tab.
+        options: as `gradio.Blocks.launch` takes them.
+    """
+    try:
+        # Run history would keep patients' pictures in the browser, and the other links lead away from the task.
+        build_app(workspaces, examples=examples).launch(run_history=False, footer_links=[], **options)
+    finally:
+        workspaces.close_all()
+
+
 class Tab:
     """One tab's components and what they do; the state is the session's workspace, never this object."""
 
