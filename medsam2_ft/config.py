@@ -69,9 +69,9 @@ def _explain(error: Exception, overrides: list[str], config_name: str) -> str:
         key = found[1]
         valid = [text for text in overrides if _key(text) != key]
         try:
-            known = _flat_keys(compose(config_name, valid))
+            known = _flat_keys(_plain(compose(config_name, valid)))
         except (HydraException, OmegaConfBaseException):
-            known = _flat_keys(compose(config_name))
+            known = _flat_keys(_plain(compose(config_name)))
         return f"there is no setting '{key}'{_nearest_key(key, known)}"
     if found := re.search(
         r"Could not find '([^']+)/([^/']+)'\s+Available options in '[^']+':\s+((?:\S+\s*)+)", message
@@ -89,14 +89,18 @@ def _nearest_key(key: str, known: list[str]) -> str:
     return nearest(key, siblings) if siblings else ""
 
 
-def _flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
+def _plain(config: DictConfig) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _flat_keys(config: dict[Any, Any], prefix: str = "") -> list[str]:
     keys = []
-    for name in config:
-        full = f"{prefix}{name}"
-        keys.append(full)
-        value = OmegaConf.to_container(config, resolve=False).get(name)  # type: ignore[union-attr]
+    for name, value in config.items():
+        keys.append(f"{prefix}{name!s}")
         if isinstance(value, dict):
-            keys += _flat_keys(config[name], f"{full}.")
+            keys += _flat_keys(value, f"{prefix}{name!s}.")
     return keys
 
 
@@ -121,6 +125,6 @@ def typed(kind: type[Settings], node: Any, *, key: str) -> Settings:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join([key, *map(str, first["loc"])])
+        where = ".".join([key, *(str(part) for part in first["loc"])])
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(reason if "." in reason.split("=")[0] else f"{where}={first['input']!r}: {reason}") from None

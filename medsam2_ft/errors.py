@@ -41,7 +41,7 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         raise SystemExit(141) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -5,6 +5,7 @@ Logits and targets are (N, h, w); targets may be soft (the share of each cell th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ def segmentation_losses(
     Divide by the number of objects in the global batch: sums keep the gradient exact when ranks hold different numbers.
     """
     present = (targets_Nhw.flatten(1).amax(1) > 0).float()
-    per_object = {
+    per_object: dict[str, Callable[[], Tensor]] = {
         "dice": lambda: dice_loss(logits_Nhw, targets_Nhw) * present,
         "bce": lambda: bce_loss(logits_Nhw, targets_Nhw) * present,
         "focal": lambda: focal_loss(logits_Nhw, targets_Nhw) * present,

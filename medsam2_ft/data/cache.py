@@ -1,7 +1,7 @@
 """Uncompressed, memory-mapped copies of npz cases: npz is for storage, training reads these.
 
-A cached case is a folder with `imgs.npy`, `masks.npy` and `case.json`, made once per npz and written under a temporary name. Its key
-holds the npz's size and time stamp, so that a case prepared anew is cached anew.
+A cached case is a folder with `imgs.npy`, `masks.npy` and `case.json`, made once per npz and written under a
+temporary name. Its key holds the npz's size and time stamp, so that a case prepared anew is cached anew.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ def cache_case(record: Record, *, root: Path, cache_dir: Path | None = None) -> 
 
 
 def _write(case: Case, folder: Path, *, labels: dict[str, list[int]]) -> None:
-    if case.gts is None and case.gts_layers is None:
+    masks = case.gts if case.gts_layers is None else case.gts_layers
+    if masks is None:
         raise DataError(f"{case.name} has no masks, so nothing can be learned from it; take it out of the manifest")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     np.save(draft / "imgs.npy", case.imgs)
-    np.save(draft / "masks.npy", case.gts_layers if case.gts_layers is not None else case.gts)
+    np.save(draft / "masks.npy", masks)
     index = {
         "name": case.name,
         "kind": case.kind,

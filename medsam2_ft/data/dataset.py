@@ -1,7 +1,7 @@
 """Training samples from cached cases: slices with their objects, prompts drawn, augmentation applied.
 
-Every draw comes from a generator seeded by (seed, epoch, index), so a sample depends on nothing else: not on the worker that makes
-it, the rank it goes to or the samples before it.
+Every draw comes from a generator seeded by (seed, epoch, index), so a sample depends on nothing else: not on the
+worker that makes it, the rank it goes to or the samples before it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SliceDataset(Dataset[Clip]):
         """Augment, and keep the objects that are still there; the plain sample where none is."""
         assert self.augmentation is not None
         new_images, new_masks = self.augmentation(images, masks, rng)
-        left = new_masks.any(axis=(1, 2, 3))
+        left = np.asarray(new_masks.any(axis=(1, 2, 3)))
         if not left.any():
             return images, masks, objects
         return new_images, new_masks[left], [pair for pair, is_left in zip(objects, left, strict=True) if is_left]

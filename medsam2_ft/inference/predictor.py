@@ -24,7 +24,7 @@ from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
 from medsam2_ft.prompts.prompt import Prompt
 
 RANDOM_SUFFIX = "@random"
-"""`sam2.1_nano@random` is the architecture with random weights from a fixed seed: for plumbing, and as the floor of a benchmark."""
+"""`sam2.1_nano@random` has random weights from a fixed seed: for plumbing, and as the floor of a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,10 @@ class Predictor:
         clicks = None if prompt.points is None else np.asarray(prompt.points)[None]
         labels = None if prompt.point_labels is None else np.asarray(prompt.point_labels)[None]
         boxes = None if prompt.box is None else [prompt.box]
-        return self.predict(embedding, boxes_N4=boxes, points_NP2=clicks, point_labels_NP=labels).masks_NHW[0]
+        mask: NDArray[np.bool_] = self.predict(
+            embedding, boxes_N4=boxes, points_NP2=clicks, point_labels_NP=labels
+        ).masks_NHW[0]
+        return mask
 
     def segment(
         self,
@@ -212,7 +215,8 @@ class Predictor:
     ) -> NDArray[np.uint16]:
         """Label map of all prompted objects over a whole volume, video or image.
 
-        Each prompt is answered on its own slice; objects are then carried to both ends of `z_range` through SAM2's memory. Several
+        Each prompt is answered on its own slice; objects are then carried to both ends of `z_range` through SAM2's
+        memory. Several
         prompts of one object on different slices all condition it. Where objects overlap, the one given later is on top.
 
         Args:

@@ -1,7 +1,7 @@
 """Carry masks through slices or frames with SAM2's memory: array-fed, both directions, bounded memory.
 
-All N objects go through each frame as one batch over one encoding; stock SAM2's video predictor visits them one by one. Frames stay
-uint8 on the host and only as many memories are kept as the network can look back on.
+All N objects go through each frame as one batch over one encoding; stock SAM2's video predictor visits them one by
+one. Frames stay uint8 on the host and only as many memories are kept as the network can look back on.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def propagate(
 ) -> Iterator[tuple[int, Masks]]:
     """Yield every slice in [low, high) once, with the masks of all objects on it.
 
-    One upward sweep from the first conditioning slice to the end, then one downward sweep from it to the start. The downward sweep
+    One upward sweep from the first conditioning slice to the end, then one downward sweep from it to the start. The
+    downward sweep
     starts from the conditioning slices alone, as the paper's authors do, so neither direction sees the other's guesses.
 
     Args:

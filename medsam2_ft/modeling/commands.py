@@ -65,8 +65,8 @@ def describe(checkpoint: Checkpoint) -> str:
 def stock_call(checkpoint: Checkpoint) -> str:
     """Python that opens the file in stock sam2 and answers as our Predictor does in float32.
 
-    Post-processing is off because it swaps unstable masks for those of tokens that fine-tuning does not supervise; the predictor's
-    feature sizes are hard-coded for 1024 px.
+    Post-processing is off because it swaps unstable masks for those of tokens that fine-tuning does not supervise;
+    the predictor's feature sizes are hard-coded for 1024 px.
     """
     spec = checkpoint.spec()
     side = spec.image_size // STRIDE

@@ -26,7 +26,8 @@ from medsam2_ft.modeling.zoo import ZOO, file_sha256
 META_KEY = "medsam2_ft"
 SAM2_ROOTS = (
     "image_encoder", "memory_attention", "memory_encoder", "sam_prompt_encoder", "sam_mask_decoder", "mask_downsample",
-    "maskmem_tpos_enc", "no_mem_embed", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "obj_ptr_proj", "obj_ptr_tpos_proj",
+    "maskmem_tpos_enc", "no_mem_embed", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "obj_ptr_proj",
+    "obj_ptr_tpos_proj",
 )  # fmt: skip
 """First parts of the keys in Meta's own state dicts."""
 
@@ -98,9 +99,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(
-                (file.metadata() or {}).get(META_KEY, "{}")
-            )  # noqa: SIM118
+            names = list(file.keys())
+            meta = json.loads((file.metadata() or {}).get(META_KEY, "{}"))
+            return {name: file.get_tensor(name) for name in names}, meta
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read as safetensors, it may be truncated ({error})") from None
 

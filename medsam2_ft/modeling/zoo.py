@@ -1,6 +1,7 @@
 """The SAM2 models we know by name: how to build each one and where its official weights come from.
 
-Weights are looked for in `checkpoints/` first, then fetched from the Hugging Face hub into its cache. Nothing is fetched on import.
+Weights are looked for in `checkpoints/` first, then fetched from the Hugging Face hub into its cache. Nothing is
+fetched on import.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ CHECKPOINT_DIR = Path("checkpoints")
 PACKAGE_CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 NANO_WIDTH = 256
-# A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit; trunk and memory are
-# thin. Windows divide the grids of 128, 256 and 512 px, so no token is padding. One mask token only, so that no output is used that
-# training never supervised.
+# A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit;
+# trunk and memory are
+# thin. Windows divide the grids of 128, 256 and 512 px, so no token is padding. One mask token only, so that no
+# output is used that training never supervised.
 _NANO = (
     "++model.image_encoder.trunk.embed_dim=32",
     "++model.image_encoder.trunk.window_spec=[8,4,8,4]",
@@ -156,8 +158,6 @@ def _verify(path: Path) -> None:
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):
             digest.update(piece)

@@ -85,7 +85,7 @@ class ValidationOverlays(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw one batch."""
-        step = max(1, sum(trainer.num_val_batches) // self.count) if trainer.num_val_batches else 1
+        step = max(1, int(sum(trainer.num_val_batches)) // self.count)
         if not trainer.is_global_zero or batch_idx % step or batch_idx // step >= self.count:
             return
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The LightningModule that fine-tunes a PromptedSegmenter: one `_step`, losses exact over ranks, validation DSC as benchmarked."""
+"""The LightningModule that fine-tunes a PromptedSegmenter: one `_step`, losses exact over ranks, validation DSC as
+benchmarked."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def train(cfg: Any, *, run_dir: Path) -> float:
 
 
 def _quieten() -> None:
-    """Keep the console for progress and results: Lightning's notices about the machine and its own internals go to warnings only."""
+    """Keep the console for progress and results, without Lightning's notices about the machine and itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()  # Hydra's handler prints them already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -170,7 +171,7 @@ def _precision(settings: TrainerSettings) -> str:
 
 
 def _loggers(node: Any, run_dir: Path) -> list[Logger]:
-    makers = {
+    makers: dict[str, Callable[[], Logger]] = {
         "csv": lambda: CSVLogger(str(run_dir), name="", version="csv"),
         "tensorboard": lambda: TensorBoardLogger(str(run_dir), name="", version="tensorboard"),
         "wandb": lambda: WandbLogger(project=node.project, save_dir=str(run_dir)),
