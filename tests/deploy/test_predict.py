@@ -251,7 +251,8 @@ def test_the_real_network_from_the_library_and_the_command_line(tmp_path):
         "--checkpoint",
         checkpoint,
     ]
-    corners = [*(CENTER_RAS - [9, 7, 2]), *(CENTER_RAS + [9, 7, 2])]
+    reach_mm = np.array([9, 7, 2])
+    corners = [*(CENTER_RAS - reach_mm), *(CENTER_RAS + reach_mm)]
     box = " ".join(f"{value:g}" for value in corners)
     commands.predict([*arguments, "--box", box, "--box-space", "ras", "--device", "cpu"])
     volume = open_source(tmp_path / "scan.nii.gz")
