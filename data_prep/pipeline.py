@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ Prepare = Callable[[Source, Settings], Case]
 BACKENDS = ("auto", "threading", "loky", "dask", "ray")
 _FEW_CASES = 200
 """Up to here threads are faster than processes, each of which has to import torch and MONAI first."""
+_RULE = "split.json"
+"""Beside the manifest: the rule that made its split."""
 VERSION = 1
 """Raised when the same settings start to give other cases."""
 
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace, pairs: Pairs, prepare: Prepare, settings: Sett
     _write_rejected(args.out, rejected)
     if not done:
         raise DataError(f"All {len(rejected)} cases were rejected; the first, {rejected[0].name}: {rejected[0].reason}")
-    records = _place(_other_records(args.out, {source.name for source in sources}) + done, split, args.seed)
+    records = _place(_other_records(args.out, {source.name for source in sources}) + done, split, args)
     check_leaks(records)
     write_manifest(args.out, records)
     _summarise(args.out, pairs, outcomes, records, seconds=time.perf_counter() - start)
@@ -206,17 +209,36 @@ def _other_records(out: Path, names: set[str]) -> list[Record]:
     return [record for record in read_manifest(out) if record.case not in names and (out / record.file).is_file()]
 
 
-def _place(records: list[Record], split: list[float] | dict[str, str], seed: int) -> list[Record]:
-    """Give every record its split; the rule is a function of patients alone, so earlier cases stay where they were."""
+def _place(records: list[Record], split: list[float] | dict[str, str], args: argparse.Namespace) -> list[Record]:
+    """Give every record its split; who was placed by the same rule before stays there."""
     records = sorted(records, key=lambda record: record.case)
     if isinstance(split, dict):
         missing = [record.case for record in records if record.case not in split and record.patient not in split]
         if missing:
             raise DataError(f"The split's csv says nothing of case '{missing[0]}' (and {len(missing) - 1} more).")
         return [replace(record, split=split.get(record.case) or split[record.patient]) for record in records]
-    existing = {record.patient: record.split for record in records if record.split}
-    chosen = assign_splits((record.patient for record in records), fractions=split, seed=seed, existing=existing)
+    rule = {"shares": split, "seed": args.seed, "group_by": args.group_by}
+    chosen = assign_splits(
+        (record.patient for record in records),
+        fractions=split,
+        seed=args.seed,
+        existing=_earlier_places(args.out, rule),
+    )
+    (args.out / _RULE).write_text(json.dumps(rule) + "\n", encoding="utf-8")
     return [replace(record, split=chosen[record.patient]) for record in records]
+
+
+def _earlier_places(out: Path, rule: dict[str, Any]) -> dict[str, str]:
+    """Patient -> split of the last run, if it split by the same rule."""
+    stored = out / _RULE
+    if not stored.is_file() or not (out / MANIFEST).is_file():
+        return {}
+    try:
+        if json.loads(stored.read_text(encoding="utf-8")) != rule:
+            return {}
+    except json.JSONDecodeError:
+        return {}
+    return {record.patient: record.split for record in read_manifest(out)}
 
 
 def _write_rejected(out: Path, rejected: list[Outcome]) -> None:

@@ -16,9 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", nargs="+", help="shares of train val test, or a csv with case or patient, and split")
     parser.add_argument("--folds", type=int, help="k-fold instead: number of folds")
     parser.add_argument("--fold", type=int, default=0, help="the fold that becomes val, from 0; test cases stay test")
-    parser.add_argument(
-        "--group-by", help="patients anew: regex on the case name (first group), or FILE.csv:COLUMN"
-    )
+    parser.add_argument("--group-by", help="patients anew: regex on the case name (first group), or FILE.csv:COLUMN")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another split")
 
 
