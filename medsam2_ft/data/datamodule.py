@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from medsam2_ft.data.batch import Clip, ClipBatch, collate
+from medsam2_ft.data.batch import ClipBatch, collate
 from medsam2_ft.data.cache import CachedCase, cache_case
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.dataset import Augmentation, SliceDataset, labelled_slices
@@ -22,6 +22,7 @@ from medsam2_ft.data.synthetic import REGION, JoinedDataset, SyntheticDataset, S
 from medsam2_ft.errors import ConfigError, DataError
 from medsam2_ft.prompts.sampling import BoxJitter
 
+Samples = SliceDataset | JoinedDataset
 VAL_SEED = 2**31
 """Of the synthetic images validated on; no run trains with it."""
 
@@ -140,7 +141,7 @@ class PromptedDataModule(L.LightningDataModule):
             | ({REGION} if self.synthetic else set())
         )
 
-    def _with_synthetic(self, train: SliceDataset, val: SliceDataset) -> tuple[Dataset[Clip], Dataset[Clip]]:
+    def _with_synthetic(self, train: SliceDataset, val: SliceDataset) -> tuple[Samples, Samples]:
         """Prepared slices and synthetic ones behind them; validation's come from a seed of their own, the same in every run."""
         if self.synthetic is None:
             return train, val
@@ -171,8 +172,8 @@ class PromptedDataModule(L.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _loader(self, dataset: Dataset[Clip], **how: Any) -> DataLoader[ClipBatch]:
-        return DataLoader(
+    def _loader(self, dataset: Samples, **how: Any) -> DataLoader[ClipBatch]:
+        loader: DataLoader[Any] = DataLoader(
             dataset,
             collate_fn=collate,
             num_workers=self.num_workers,
@@ -180,6 +181,7 @@ class PromptedDataModule(L.LightningDataModule):
             pin_memory=False if self.trainer is None else self.trainer.strategy.root_device.type == "cuda",
             **how,
         )
+        return loader
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch training is, in consumed (not prefetched) batches."""
