@@ -13,6 +13,7 @@ from data_prep.pairing import Pairs
 from data_prep.pipeline import Settings
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.components import parse_sizes, remove_small, split_instances
+from medsam2_ft.data.encoding import PLAIN_COLOURS
 from medsam2_ft.data.labels import LabelMap, Labels, ids_in
 from medsam2_ft.data.layers import stack_masks
 from medsam2_ft.errors import DataError
@@ -86,6 +87,9 @@ def refine(annotation: Annotation, settings: Settings, *, in_3d: bool) -> Annota
     gts, layers, labels = annotation.gts, annotation.layers, annotation.labels
     if settings["labels_text"]:
         label_map = LabelMap.parse(settings["labels_text"])
+        if settings.get("encoding", {}).get("kind") == "colour":
+            # A label file may name a colour that this part of a dataset happens not to show.
+            labels = {name: [] for name in PLAIN_COLOURS} | labels
         layers = None if layers is None else label_map.apply(layers, labels)[0]
         gts, labels = label_map.apply(gts, labels)
     voxels, pixels = settings["remove_small"]

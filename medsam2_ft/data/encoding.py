@@ -23,6 +23,8 @@ _COLOUR_NAMES = {
     (255, 0, 0): "red", (0, 255, 0): "green", (0, 0, 255): "blue", (255, 255, 0): "yellow", (255, 0, 255): "magenta",
     (0, 255, 255): "cyan", (255, 255, 255): "white", (0, 0, 0): "black",
 }  # fmt: skip
+PLAIN_COLOURS = tuple(_COLOUR_NAMES.values())
+"""What the colours that mask painters use are called here."""
 _LEVEL_GAP = 16
 _MAX_INDEX_IDS = 64
 _MANY_INSTANCES = 10

@@ -90,7 +90,7 @@ class LabelMap:
             resolved[name] = sorted(ids)
         if self.keep_rest:
             named = {i for ids in resolved.values() for i in ids}
-            resolved |= {name: ids for name, ids in source.items() if not named.intersection(ids)}
+            resolved |= {name: ids for name, ids in source.items() if ids and not named.intersection(ids)}
         return resolved
 
     def apply(self, gts: NDArray[Any], source: Labels) -> tuple[NDArray[Any], Labels]:
@@ -117,7 +117,7 @@ class LabelMap:
         lookup = np.zeros(highest + 1, gts.dtype if highest < 256 else np.uint16)
         for i, names in owners.items():
             lookup[i] = first[names]
-        merged = {name: sorted({first[owners[i]] for i in ids}) for name, ids in regions.items()}
+        merged = {name: sorted({first[owners[i]] for i in ids}) for name, ids in regions.items() if ids}
         return lookup[gts], merged
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from medsam2_ft.data.npz import grid_of
 from medsam2_ft.data.splits import assign_splits
 from medsam2_ft.errors import DataError, nearest
 
@@ -158,6 +159,7 @@ def _foreign_records(root: Path) -> list[Record]:
             modality=_modality_in_name(path.stem),
             split=_split_in_path(path.relative_to(root)) or hashed[name],
             patient=name,
+            shape=grid_of(path),
             source=str(path),
         )
         for name, path in zip(names, files, strict=True)

@@ -67,6 +67,23 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         raise DataError(f"{path} is not a readable npz file, or was cut short ({error}).") from None
 
 
+def grid_of(path: Path) -> tuple[int, ...]:
+    """(T, H, W) of a foreign npz, told from its headers alone; () if it cannot be opened."""
+    try:
+        headers = read_header(path)
+    except DataError:
+        return ()
+    if "imgs" not in headers:
+        return ()
+    # Arrays of one repeated value have the shapes and take no memory.
+    blank = {key: np.broadcast_to(np.uint8(0), headers[key][0]) for key in ("imgs", "gts", "boxes") if key in headers}
+    imgs, gts = blank["imgs"], blank.get("gts")
+    spacing = blank["imgs"] if "spacing" in headers else None
+    if _is_single_image(imgs, gts, blank.get("boxes"), spacing, path):
+        return 1, *imgs.shape[:2]
+    return imgs.shape[1:] if imgs.ndim == 4 and _is_channels_first(imgs, gts) else imgs.shape[:3]
+
+
 def standardise(arrays: dict[str, NDArray[Any]], path: Path) -> dict[str, Any]:
     """Fields of a `Case` from a foreign npz.
 

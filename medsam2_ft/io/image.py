@@ -114,7 +114,7 @@ def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise DataError(f"{path} has the shape {array.shape}; an image is grey, RGB or RGBA.")
     if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
+        array = array.astype(np.uint8) * np.uint8(255)
     # Big-endian files (some TIFF) would otherwise stay big-endian in memory.
     native: NDArray[Any] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return native
@@ -123,5 +123,5 @@ def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
 def _grey_if_equal(array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim == 2 or not all(np.array_equal(array[..., 0], array[..., channel]) for channel in (1, 2)):
         return array
-    grey: NDArray[Any] = np.ascontiguousarray(array[..., 0])
+    grey: NDArray[Any] = array[..., 0].copy()
     return grey

@@ -44,6 +44,7 @@ def test_a_folder_of_foreign_files_is_a_dataset(tmp_path: Path):
     assert records["npz_test/CT_Abd/CT_Abd_2.npz"].split == "test"
     assert records["2DBox_US_0001.npz"].modality == "Ultrasound"
     assert records["npz_train/CT_Abd/CT_Abd_1.npz"].modality == "CT"
+    assert records["2DBox_US_0001.npz"].shape == (2, 4, 4)
 
 
 def test_modalities():

@@ -1,0 +1,1 @@
+"""Worked examples: one command for each of several public datasets."""
