@@ -150,7 +150,7 @@ class Engine:
         Raises:
             UserError: a prompt that does not fit the slice, or an unknown model.
         """
-        _check(view, prompts)
+        check_prompts(view.shape, prompts)
         index = prompts[0].slice
         assert all(prompt.slice == index for prompt in prompts)
         masks_NHW = np.zeros((len(prompts), *view.shape[1:]), np.bool_)
@@ -197,7 +197,7 @@ class Engine:
         Raises:
             UserError: a prompt that does not fit the view or the range, or an unknown model.
         """
-        _check(view, prompts)
+        check_prompts(view.shape, prompts)
         high = view.shape[0] if high is None else min(high, view.shape[0])
         if not all(low <= prompt.slice < high for prompt in prompts):
             raise Refusal(422, f"Every prompt must lie on the slices {low} to {high - 1} that are to be filled.")
@@ -267,11 +267,16 @@ class Engine:
         return Predictor.from_checkpoint(checkpoint, device=self._device)
 
 
-def _check(view: View, prompts: Sequence[Prompt]) -> None:
+def check_prompts(shape: tuple[int, int, int], prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that do not fit an image of (T, H, W), or two of one object on one slice.
+
+    Raises:
+        UserError: in one sentence.
+    """
     if not prompts:
         raise Refusal(422, "Nothing is prompted: give a box, clicks or a mask.")
     for prompt in prompts:
-        prompt.check(view.shape)
+        prompt.check(shape)
     if len({(prompt.object_id, prompt.slice) for prompt in prompts}) < len(prompts):
         raise Refusal(422, "An object can have one prompt on a slice; put its box and clicks into one.")
 

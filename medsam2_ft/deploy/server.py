@@ -23,7 +23,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from medsam2_ft import __version__
 from medsam2_ft.deploy import messages as m
 from medsam2_ft.deploy.access import guard
-from medsam2_ft.deploy.engine import Engine, View, serving_recipe
+from medsam2_ft.deploy.engine import Engine, View, check_prompts, serving_recipe
 from medsam2_ft.deploy.jobs import Job, JobQueue, JobStatus
 from medsam2_ft.deploy.limits import Limits, Refusal
 from medsam2_ft.deploy.sessions import Session, Sessions
@@ -50,6 +50,12 @@ class Desk:
         self.store = VolumeStore(folder, limits=limits)
         self.jobs = JobQueue(limits=limits)
         self.sessions = Sessions(self.store, self.jobs, limits=limits, on_volume_gone=engine.forget)
+
+    def shape(self, session: Session, request: m.SliceRequest) -> tuple[int, int, int]:
+        """(T, H, W) of the slices that a request is about."""
+        axes = list(self.store.open(session.volume(request.volume)).shape[:3])
+        num_slices = axes.pop(request.axis)
+        return num_slices, axes[0], axes[1]
 
     def view(self, session: Session, request: m.SliceRequest) -> View:
         """The pixels that a request is about, prepared as the checkpoint wants them."""
@@ -225,12 +231,15 @@ def segment_slice(desk: DeskOf, session: SessionOf, body: m.MasksRequest) -> m.M
 @router.post("/sessions/{session}/jobs", status_code=202)
 def start_job(desk: DeskOf, session: SessionOf, body: m.JobRequest) -> m.JobState:
     """Carry the prompted objects through the volume, both ways; ask for its status, then fetch its labels."""
-    view = desk.view(session, body)
-    prompts = [prompt.to_prompt(*view.shape[1:]) for prompt in body.prompts]
-    high = view.shape[0] if body.last is None else body.last + 1
+    # A queued job holds its prompts, not its pixels: those are prepared when its turn comes.
+    shape = desk.shape(session, body)
+    prompts = [prompt.to_prompt(*shape[1:]) for prompt in body.prompts]
+    check_prompts(shape, prompts)
+    high = shape[0] if body.last is None else body.last + 1
 
     def work(job: Job) -> None:
-        labels = np.zeros(view.shape, np.uint8)
+        view = desk.view(session, body)
+        labels = np.zeros(shape, np.uint8)
         for progress, index, masks in desk.engine.track(view, prompts, model=body.model, low=body.first, high=high):
             for object_id, mask in masks.items():
                 labels[index][mask] = object_id

@@ -16,6 +16,8 @@ from medsam2_ft.errors import UserError
 from medsam2_ft.io.volume import Volume
 
 MAX_OPEN = 64
+MAX_BYTES = 8 << 30
+"""Raw pixels of all open files together, in memory."""
 IDLE_S = 3600.0
 
 
@@ -50,7 +52,8 @@ class Workspaces:
         with self._lock:
             self.close(session, tab)
             self.expire()
-            if len(self._opened) >= self._max_open:
+            held = sum(opened.workspace.volume.array.nbytes for opened in self._opened.values())
+            if len(self._opened) >= self._max_open or held + volume.array.nbytes > MAX_BYTES:
                 raise UserError("The app has as many files open as it can hold; try again later.")
             workspace = Workspace(self.engine, volume, key=secrets.token_hex(16))
             folder = Path(tempfile.mkdtemp(prefix="medsam2_ft-app-"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from phantom import free_port, phantom_engine
+from phantom import free_port, phantom_engine, sweep
 from PIL import Image
 
 from medsam2_ft.deploy import downloads
@@ -132,11 +132,11 @@ def test_downloads_hold_the_ids(tmp_path):
 
 
 @contextmanager
-def running_app(**options):
+def running_app(*, sweep=sweep):
     from medsam2_ft.deploy.gradio_app import build_app
 
-    workspaces = Workspaces(phantom_engine())
-    app = build_app(workspaces, **options)
+    workspaces = Workspaces(phantom_engine(sweep=sweep))
+    app = build_app(workspaces)
     _, url, _ = app.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, share=False)
     try:
         yield url, workspaces
@@ -303,3 +303,42 @@ def test_a_broken_file_is_told_in_a_sentence(browser, sources):
         user.locator("upload").locator("input[type=file]").set_input_files(str(sources / "broken.nii.gz"))
         expect(user.page.get_by_text(re.compile("cannot be read|is damaged|not"))).to_be_visible(timeout=10_000)
         assert "Traceback" not in user.page.content()
+
+
+def slow_sweep(*arguments, **options):
+    for step in sweep(*arguments, **options):
+        time.sleep(0.5)
+        yield step
+
+
+@pytest.mark.browser
+def test_propagation_shows_progress_and_can_be_cancelled(browser, sources):
+    with running_app(sweep=slow_sweep) as (url, workspaces):
+        user = Page(browser, url, "volume")
+        user.open(sources / "scan.nii.gz")
+        width, height = user.size()
+        user.drag(1, 1, width - 1, height - 1)
+        user.wait_status(r"object 1: [1-9]")
+        (opened,) = workspaces._opened.values()
+        before = opened.workspace.labels.copy()
+        user.press("Propagate both ways")
+        user.wait_status(r"Propagating: \d+%")
+        user.press("Cancel")
+        user.page.wait_for_timeout(5500)
+        np.testing.assert_array_equal(opened.workspace.labels, before)
+
+
+@pytest.mark.browser
+def test_named_objects_keep_their_colours_and_ids(browser, sources):
+    with running_app() as (url, workspaces):
+        user = Page(browser, url, "image")
+        user.open(sources / "photo.png")
+        user.drag(5, 10, 35, 50)
+        user.wait_status(r"object 1: [1-9]")
+        user.page.get_by_placeholder("name").locator("visible=true").fill("right ball")
+        user.press("Add object")
+        user.page.get_by_label("right ball").wait_for()
+        user.drag(45, 10, 75, 50)
+        user.wait_status(r"object 1: [1-9]\d* px · right ball: [1-9]")
+        (opened,) = workspaces._opened.values()
+        assert set(np.unique(opened.workspace.labels)) == {0, 1, 2}

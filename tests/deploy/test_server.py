@@ -162,13 +162,19 @@ def test_a_click_is_answered_while_a_propagation_runs():
         assert client.get(url).json()["status"] in ("queued", "running")
 
 
+def test_a_job_that_cannot_work_is_refused_at_once(client):
+    session, volume = opened(client)
+    answer = client.post(f"/sessions/{session}/jobs", json={"volume": volume, "prompts": [{**BOX, "slice": 99}]})
+    assert answer.status_code == 422 and "slice 99" in answer.json()["detail"]
+
+
 def test_a_job_that_fails_says_why(client):
     session, volume = opened(client)
-    body = {"volume": volume, "prompts": [{**BOX, "slice": 99}]}
-    state = finished(
-        client, f"/sessions/{session}/jobs/{client.post(f'/sessions/{session}/jobs', json=body).json()['job']}"
-    )
-    assert state["status"] == "failed" and "slice 99" in state["message"]
+    body = {"volume": volume, "prompts": [BOX], "first": 7}
+    job = client.post(f"/sessions/{session}/jobs", json=body).json()["job"]
+    state = finished(client, f"/sessions/{session}/jobs/{job}")
+    assert state["status"] == "failed" and "slices 7 to 11" in state["message"]
+    assert client.get(f"/sessions/{session}/jobs/{job}/labels").status_code == 409
 
 
 def zeros(num: int) -> bytes:
