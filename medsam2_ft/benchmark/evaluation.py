@@ -122,7 +122,7 @@ def evaluate(
         raise DataError(f"{case.name} stores only its labelled slices; prepare it without --keep labelled to propagate")
     outcome = Outcome()
     encoded = EncodedSlices(model.embed, case.imgs)
-    scribe = Scribe(case, model, protocol, dataset)
+    scribe = Scribe(case, model.name, model.checkpoint_sha256, protocol, dataset)
     for run in passes_of(protocol, task):
         run_pass = _slices_pass if task == "slices" else _propagation_pass
         prompted, seconds = run_pass(case, model, protocol, run, encoded, initial_model)
@@ -247,18 +247,20 @@ class Scribe:
 
     Args:
         case: the case.
-        model: whose masks are scored.
+        model: name of whoever made the masks.
+        checkpoint_sha256: of its weights, "" where there are none.
         protocol: for its name and tolerances.
         dataset: its name.
     """
 
-    def __init__(self, case: Case, model: Adapter, protocol: Protocol, dataset: str) -> None:
-        self.case, self.model, self.protocol, self.dataset = case, model, protocol, dataset
+    def __init__(self, case: Case, model: str, checkpoint_sha256: str, protocol: Protocol, dataset: str) -> None:
+        self.case, self.model, self.checkpoint_sha256 = case, model, checkpoint_sha256
+        self.protocol, self.dataset = protocol, dataset
 
     def blank(self, *, status: str = OK, reason: str = "") -> Row:
         """A row that only says which case, model and protocol it is about."""
         return Row(
-            self.model.name, self.model.checkpoint_sha256, self.protocol.name, self.case.modality, self.dataset,
+            self.model, self.checkpoint_sha256, self.protocol.name, self.case.modality, self.dataset,
             self.case.name, self.case.patient, status=status, reason=reason,
         )  # fmt: skip
 

@@ -1,0 +1,51 @@
+"""Masks from elsewhere: npz, NIfTI in the source geometry, pictures; missing and misfitting ones."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmark.cases import image_case, volume_case, write_dataset
+from medsam2_ft.benchmark.score import score_folder
+from medsam2_ft.errors import DataError
+from medsam2_ft.io.volume import read_volume
+
+
+def test_npz_and_missing_masks(tmp_path):
+    root = write_dataset(tmp_path / "data", [volume_case("a"), volume_case("b"), volume_case("c")])
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    np.savez(pred / "a.npz", segs=volume_case().gts)
+    np.savez(pred / "b.npz", segs=volume_case().gts[:5])
+    table = score_folder(pred, root=root, out=tmp_path / "out", name="theirs").set_index("case")
+    assert table.loc["a", "dsc"].tolist() == [1.0, 1.0]
+    assert table.loc["b", "reason"].startswith(str(pred / "b.npz"))
+    assert table.loc["c", "status"] == "failed"
+    with pytest.raises(DataError, match="holds no mask"):
+        score_folder(tmp_path / "data", root=root, out=tmp_path / "empty", name="none")
+
+
+def test_pictures(tmp_path):
+    from PIL import Image
+
+    root = write_dataset(tmp_path / "data", [image_case("a")])
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    Image.fromarray(image_case().gts[0]).save(pred / "a.png")
+    assert score_folder(pred, root=root, out=tmp_path / "out", name="theirs")["dsc"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA"])
+def test_a_nifti_file_in_the_source_geometry(tmp_path, codes):
+    gts = volume_case().gts
+    source = nib.Nifti1Image(gts.transpose(2, 1, 0), np.diag([1.0, 1.5, 5.0, 1.0]))
+    turned = source.as_reoriented(nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(source.affine), nib.orientations.axcodes2ornt(codes)
+    ))  # fmt: skip
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    nib.save(turned, pred / "a.nii.gz")
+    volume = read_volume(pred / "a.nii.gz")
+    case = volume_case("a", affine=volume.affine, spacing=volume.spacing_mm)
+    object.__setattr__(case, "gts", volume.array.astype(np.uint8))
+    root = write_dataset(tmp_path / "data", [case])
+    assert score_folder(pred, root=root, out=tmp_path / "out", name="nnunet")["dsc"].tolist() == [1.0, 1.0]
