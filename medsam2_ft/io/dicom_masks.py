@@ -63,7 +63,7 @@ def _segments(path: Path, like: Volume) -> dict[str, NDArray[np.bool_]]:
     try:
         import highdicom
     except ImportError:
-        raise DataError(f"{path} is a DICOM SEG; reading it needs: pip install 'medsam2-ft[dicom]'.") from None
+        raise DataError(f"{path} is a DICOM SEG; reading it needs: pip install 'medsam2-ft[dicomseg]'.") from None
     segmentation = highdicom.seg.segread(path)
     masks: dict[str, NDArray[np.bool_]] = {}
     for number in segmentation.segment_numbers:

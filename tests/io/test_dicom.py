@@ -167,7 +167,7 @@ def test_contours_become_masks_with_holes(tmp_path: Path):
 
 def test_segmentation_objects(tmp_path: Path):
     highdicom = pytest.importorskip(
-        "highdicom", reason="reading DICOM SEG is an extra: pip install 'medsam2-ft[dicom]'"
+        "highdicom", reason="reading DICOM SEG is an extra: pip install 'medsam2-ft[dicomseg]'"
     )
     from pydicom.sr.codedict import codes
 
