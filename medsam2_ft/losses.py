@@ -71,19 +71,34 @@ class LossWeights:
 
 
 def segmentation_losses(
-    logits_Nhw: Tensor, targets_Nhw: Tensor, iou_N: Tensor, object_score_N: Tensor, weights: LossWeights
+    logits_Nhw: Tensor,
+    targets_Nhw: Tensor,
+    iou_N: Tensor,
+    object_score_N: Tensor,
+    weights: LossWeights,
+    *,
+    known_N: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Each weighted term summed over the N objects, and their sum under `loss`.
 
     Divide by the number of objects in the global batch: sums keep the gradient exact when ranks hold different numbers.
+
+    Args:
+        logits_Nhw: mask logits.
+        targets_Nhw: true masks on the same grid, soft or hard.
+        iou_N: the decoder's estimate of its IoU.
+        object_score_N: logit that the object is there.
+        weights: of the terms.
+        known_N: False for objects on slices that nobody annotated, which no term counts; None where all are annotated.
     """
-    present = (targets_Nhw.flatten(1).amax(1) > 0).float()
+    known = torch.ones_like(object_score_N) if known_N is None else known_N.float()
+    present = (targets_Nhw.flatten(1).amax(1) > 0).float() * known
     per_object: dict[str, Callable[[], Tensor]] = {
         "dice": lambda: dice_loss(logits_Nhw, targets_Nhw) * present,
         "bce": lambda: bce_loss(logits_Nhw, targets_Nhw) * present,
         "focal": lambda: focal_loss(logits_Nhw, targets_Nhw) * present,
         "iou": lambda: iou_loss(iou_N, logits_Nhw, targets_Nhw) * present,
-        "object_score": lambda: object_score_loss(object_score_N, targets_Nhw),
+        "object_score": lambda: object_score_loss(object_score_N, targets_Nhw) * known,
     }
     terms = {name: getattr(weights, name) * term().sum() for name, term in per_object.items() if getattr(weights, name)}
     terms["loss"] = torch.stack(list(terms.values())).sum() if terms else logits_Nhw.sum() * 0

@@ -17,15 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Clip:
-    """T neighbouring slices or frames with N objects, and a box for each object on the prompted slice.
+    """T neighbouring slices or frames with N objects, and a box for each object on the first.
 
     Attributes:
         images: uint8 (T, H, W) or (T, H, W, 3).
         masks: bool (N, T, H, W).
-        boxes_N4: (x0, y0, x1, y1) in native pixels, half-open, on slice `prompt_slice` of the clip.
+        boxes_N4: (x0, y0, x1, y1) in native pixels, half-open, on the clip's first slice.
         regions: name of each object's region.
         name: of the case.
-        prompt_slice: index along T.
+        labelled_T: False on slices that nobody annotated; None where all are.
     """
 
     images: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Clip:
     boxes_N4: NDArray[np.float32]
     regions: tuple[str, ...]
     name: str
-    prompt_slice: int = 0
+    labelled_T: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClipBatch:
         image_index_N: which clip each object lies on.
         regions: N names.
         names: B names.
-        prompt_slice: the same for all clips.
+        labelled_BT: False on slices that nobody annotated.
     """
 
     images: list[Tensor]
@@ -56,12 +56,26 @@ class ClipBatch:
     image_index_N: Tensor
     regions: tuple[str, ...]
     names: tuple[str, ...]
-    prompt_slice: int = 0
+    labelled_BT: Tensor
 
     @property
     def num_objects(self) -> int:
         """N: objects in the whole batch."""
         return len(self.boxes_N4)
+
+    @property
+    def num_slices(self) -> int:
+        """T: slices of every clip; 1 on the image path."""
+        return int(self.labelled_BT.shape[1])
+
+    @property
+    def labelled_N(self) -> Tensor:
+        """Whether each object's slice is annotated, slice after slice: (T x N,)."""
+        return self.labelled_BT[self.image_index_N].T.flatten()
+
+    def masks_at(self, t: int) -> list[Tensor]:
+        """Masks (N_b, H, W) of every clip on slice t."""
+        return [mask[:, t] for mask in self.masks]
 
     @property
     def sizes_hw_N2(self) -> Tensor:
@@ -89,6 +103,7 @@ class ClipBatch:
             masks=[function(mask) for mask in self.masks],
             boxes_N4=function(self.boxes_N4),
             image_index_N=function(self.image_index_N),
+            labelled_BT=function(self.labelled_BT),
         )
 
 
@@ -102,5 +117,14 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
         image_index_N=torch.repeat_interleave(torch.arange(len(clips)), counts),
         regions=tuple(region for clip in clips for region in clip.regions),
         names=tuple(clip.name for clip in clips),
-        prompt_slice=clips[0].prompt_slice,
+        labelled_BT=torch.stack([_labelled(clip) for clip in clips]),
+    )
+
+
+def _labelled(clip: Clip) -> Tensor:
+    known = clip.labelled_T
+    return (
+        torch.ones(len(clip.images), dtype=torch.bool)
+        if known is None
+        else torch.from_numpy(np.ascontiguousarray(known))
     )

@@ -42,6 +42,7 @@ class PromptedDataModule(L.LightningDataModule):
         train_slices_per_case: slices trained of each case, spread evenly; None trains all.
         synthetic: images drawn on demand beside the prepared ones, or None.
         cache_dir: where memory-mapped copies go; `ROOT/.cache` by default.
+        clip_length: neighbouring slices a sample; more than one trains SAM2's memory.
         seed: of the run.
     """
 
@@ -59,6 +60,7 @@ class PromptedDataModule(L.LightningDataModule):
         train_slices_per_case: int | None = None,
         synthetic: SyntheticSettings | None = None,
         cache_dir: str | Path | None = None,
+        clip_length: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class PromptedDataModule(L.LightningDataModule):
         self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
         self.val_slices_per_case, self.max_train_cases = val_slices_per_case, max_train_cases
         self.train_slices_per_case, self.synthetic = train_slices_per_case, synthetic
+        self.clip_length = clip_length
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.records = [(folder, record) for folder in self.roots for record in read_manifest(folder)]
         if not self.roots and synthetic is None:
@@ -127,9 +130,11 @@ class PromptedDataModule(L.LightningDataModule):
             jitter=self.jitter,
             seed=self.seed,
             augmentation=self.augmentation,
+            clip_length=self.clip_length,
         )
         val_cases = self._cached("val")
-        val = SliceDataset(labelled_slices(val_cases, per_case=self.val_slices_per_case))
+        val = SliceDataset(labelled_slices(val_cases, per_case=self.val_slices_per_case), clip_length=self.clip_length)
+        self._check_clips([*cases, *val_cases])
         for name, dataset in (("train", train), ("val", val)):
             if self.roots and not len(dataset):
                 raise DataError(
@@ -151,6 +156,15 @@ class PromptedDataModule(L.LightningDataModule):
         )
         held_out = SyntheticDataset(self.synthetic.val_images, size=size, max_labels=self.max_labels, seed=VAL_SEED)
         return JoinedDataset([train, drawn]), JoinedDataset([val, held_out])
+
+    def _check_clips(self, cases: Sequence[CachedCase]) -> None:
+        """Refuse clips over slices that are no neighbours."""
+        for cached in cases if self.clip_length > 1 else ():
+            kept = cached.case.kept_slices
+            if kept is not None and len(kept) and kept[-1] - kept[0] + 1 != len(kept):
+                raise DataError(
+                    f"{cached.name} holds only some slices of its volume, so clips would jump; prepare it with --keep all"
+                )
 
     def train_dataloader(self) -> DataLoader[ClipBatch]:
         """Shuffled batches, the same number on every rank."""

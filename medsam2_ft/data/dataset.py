@@ -42,9 +42,22 @@ def labelled_slices(cases: Sequence[CachedCase], *, per_case: int | None = None)
     return keys
 
 
+def clip_slices(start: int, num_slices: int, length: int, rng: np.random.Generator) -> list[int]:
+    """Slices of a clip: from `start` up or down, turning back at either end of the volume."""
+    if length == 1:
+        return [start]
+    step = 1 if rng.random() < 0.5 else -1
+    slices = [start]
+    while len(slices) < length:
+        if not 0 <= slices[-1] + step < num_slices:
+            step = -step
+        slices.append(min(max(slices[-1] + step, 0), num_slices - 1))
+    return slices
+
+
 @dataclass
 class SliceDataset(Dataset[Clip]):
-    """Slices with their objects, one `Clip` of T = 1 a sample.
+    """Slices with their objects, one `Clip` a sample: the slice alone, or it and its neighbours on one side.
 
     Attributes:
         keys: the slices.
@@ -52,6 +65,8 @@ class SliceDataset(Dataset[Clip]):
         jitter: how boxes leave the tight one.
         seed: of the run.
         augmentation: applied before boxes are drawn, or None.
+        clip_length: T. A longer clip starts at its slice and runs up or down, as the generator says; where the volume ends
+            first, it turns back.
     """
 
     keys: list[SliceKey]
@@ -59,6 +74,7 @@ class SliceDataset(Dataset[Clip]):
     jitter: BoxJitter = field(default_factory=lambda: BoxJitter(kind="tight"))
     seed: int = 0
     augmentation: Augmentation | None = None
+    clip_length: int = 1
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,15 +87,19 @@ class SliceDataset(Dataset[Clip]):
         case, objects = key.case.case, key.case.objects[key.t]
         if self.max_labels is not None and len(objects) > self.max_labels:
             objects = [objects[i] for i in sorted(rng.choice(len(objects), self.max_labels, replace=False))]
-        images = np.array(case.imgs[key.t : key.t + 1])  # a copy: the cached array is read-only
-        masks = np.stack([case.region_mask(region, key.t, instance=instance) for region, instance in objects])[:, None]
+        slices = clip_slices(key.t, case.num_slices, self.clip_length, rng)
+        images = np.array(case.imgs[slices])  # a copy: the cached array is read-only
+        masks = np.stack(
+            [np.stack([case.region_mask(region, t, instance=instance) for t in slices]) for region, instance in objects]
+        )
         if self.augmentation is not None:
             images, masks, objects = self._augmented(images, masks, objects, rng)
         tight = tight_boxes(masks[:, 0])
         shape_hw = (images.shape[1], images.shape[2])
         boxes = [jitter_box(tuple(box), rng, jitter=self.jitter, shape_hw=shape_hw) for box in tight]
         regions = tuple(region for region, _ in objects)
-        return Clip(images, masks, np.asarray(boxes, np.float32), regions, f"{key.case.name}:{key.t}")
+        labelled = None if case.labelled is None else case.labelled[slices]
+        return Clip(images, masks, np.asarray(boxes, np.float32), regions, f"{key.case.name}:{key.t}", labelled)
 
     def _augmented(
         self,
@@ -91,7 +111,7 @@ class SliceDataset(Dataset[Clip]):
         """Augment, and keep the objects that are still there; the plain sample where none is."""
         assert self.augmentation is not None
         new_images, new_masks = self.augmentation(images, masks, rng)
-        left = np.asarray(new_masks.any(axis=(1, 2, 3)))
+        left = np.asarray(new_masks[:, 0].any(axis=(1, 2)))
         if not left.any():
             return images, masks, objects
         return new_images, new_masks[left], [pair for pair, is_left in zip(objects, left, strict=True) if is_left]

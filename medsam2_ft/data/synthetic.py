@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from medsam2_ft.data.appearance import Optics, render
 from medsam2_ft.data.batch import Clip
+from medsam2_ft.data.dataset import clip_slices
 from medsam2_ft.data.scenes import random_scene
 from medsam2_ft.prompts.sampling import BoxJitter, jitter_box, tight_boxes
 
@@ -70,16 +71,17 @@ class SyntheticDataset(Dataset[Clip]):
         return self.num_clips
 
     def __getitem__(self, at: tuple[int, int] | int) -> Clip:
-        """The clip of `(epoch, index)`; a bare index is epoch 0. The box lies on the frame that shows most of the objects."""
+        """The clip of `(epoch, index)`; a bare index is epoch 0. A clip starts at the frame that shows most of the objects."""
         epoch, index = (0, at) if isinstance(at, int) else at
         rng = np.random.default_rng((STREAM, self.seed, epoch, index))
         images, masks = draw_clip(rng, num_frames=self.num_frames, size=self.size)
-        prompt_slice = int(masks.sum(axis=(0, 2, 3)).argmax()) if self.num_frames > 1 else 0
-        masks = masks[masks[:, prompt_slice].any(axis=(1, 2))]
+        frames = clip_slices(int(masks.sum(axis=(0, 2, 3)).argmax()), self.num_frames, self.num_frames, rng)
+        images, masks = images[frames], masks[:, frames]
+        masks = masks[masks[:, 0].any(axis=(1, 2))]
         if self.max_labels is not None and len(masks) > self.max_labels:
             masks = masks[np.sort(rng.choice(len(masks), self.max_labels, replace=False))]
         shape_hw = (self.size, self.size)
-        tight = tight_boxes(masks[:, prompt_slice])
+        tight = tight_boxes(masks[:, 0])
         boxes = [jitter_box(tuple(box), rng, jitter=self.jitter, shape_hw=shape_hw) for box in tight]
         return Clip(
             images,
@@ -87,7 +89,6 @@ class SyntheticDataset(Dataset[Clip]):
             np.asarray(boxes, np.float32),
             (REGION,) * len(masks),
             f"{REGION}:{epoch}:{index}",
-            prompt_slice,
         )
 
 

@@ -6,6 +6,7 @@ SAM2 has parts that the box-prompted image path never touches; left trainable th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -21,10 +22,18 @@ MEMORY = (
 UNSUPERVISED_TOKENS = tuple(f"sam_mask_decoder.output_hypernetworks_mlps.{i}" for i in (1, 2, 3))
 """Mask tokens 1-3, whose masks no loss sees: their gradient is zero, not None, so only weight decay would move them."""
 
+LORA_TARGETS = {
+    "encoder": r"image_encoder\.trunk\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.layers\.\d+)",
+    "decoder": r"sam_mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)",
+    "memory": r"memory_attention\.layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj)",
+}
+"""Linear layers that LoRA adapts, by part."""
+
 PARTS = {
     "encoder": ("image_encoder",),
     "decoder": ("sam_mask_decoder",),
     "no_memory": ("no_mem_embed",),
+    "memory": tuple(name for name in MEMORY if name != "no_mem_pos_enc"),  # unused where no_mem_embed is added directly
     "prompt_encoder": ("sam_prompt_encoder",),
 }
 """Names a user may train, and the first parts of the parameters they stand for."""
@@ -66,6 +75,50 @@ def trainable_parts(sam2: nn.Module, parts: Iterable[str], *, losses: LossWeight
         if wanted:
             trained.append(name)
     return trained
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (Hu 2021) beside frozen linear layers.
+
+    Attributes:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the adapter's input.
+        targets: of `LORA_TARGETS`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["encoder", "decoder"])
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise ConfigError(f"finetune.lora.targets names '{target}'{nearest(target, list(LORA_TARGETS))}")
+        if self.rank < 1:
+            raise ConfigError(f"finetune.lora.rank={self.rank} must be at least 1")
+
+
+def add_lora(sam2: nn.Module, settings: LoraSettings, *, also_train: Iterable[str] = ()) -> None:
+    """Put adapters beside the target layers, in place; they start at zero, so the answers do not change.
+
+    Args:
+        sam2: the network.
+        settings: rank, scale, targets.
+        also_train: names of parameters that train beside the adapters.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    pattern = "|".join(LORA_TARGETS[target] for target in settings.targets)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=f"({pattern})"
+    )
+    inject_adapter_in_model(config, sam2)
+    kept = set(also_train)
+    for name, parameter in sam2.named_parameters():
+        parameter.requires_grad_("lora_" in name or name in kept)
 
 
 def _starts(name: str, prefixes: Iterable[str]) -> bool:

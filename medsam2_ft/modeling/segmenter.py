@@ -71,6 +71,16 @@ class Decoded:
     object_score_N: Tensor
     token_NC: Tensor
 
+    @staticmethod
+    def cat(parts: list[Decoded]) -> Decoded:
+        """Answers to several calls as one, in order."""
+        return Decoded(
+            torch.cat([part.logits_N1hw for part in parts]),
+            torch.cat([part.iou_N for part in parts]),
+            torch.cat([part.object_score_N for part in parts]),
+            torch.cat([part.token_NC for part in parts]),
+        )
+
 
 class PromptedSegmenter(nn.Module):
     """SAM2 as a trainable function of images and prompts.

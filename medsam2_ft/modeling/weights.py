@@ -71,6 +71,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"there is no checkpoint at {path}")
     state, meta = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     stripped = {name: tensor for key, tensor in state.items() if (name := _meta_key(key)) is not None}
+    if any(".lora_A." in name for name in stripped):
+        stripped = merge_lora(stripped, scale=meta["lora"]["alpha"] / meta["lora"]["rank"])
     if not stripped:
         raise CheckpointError(
             f"{path} holds no SAM2 weights: none of its {len(state)} keys starts with image_encoder or the like"
@@ -111,6 +113,20 @@ def _meta_key(key: str) -> str | None:
     parts = [part for part in key.split(".") if part != "_orig_mod"]
     start = next((i for i, part in enumerate(parts) if part in SAM2_ROOTS), None)
     return ".".join(parts[start:]) if start is not None else None
+
+
+def merge_lora(state: dict[str, Tensor], *, scale: float) -> dict[str, Tensor]:
+    """Adapters folded into the weights beside them: W + scale B A, under the names the network has without adapters."""
+    merged = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        layer = name.removesuffix(".base_layer.weight")
+        if layer != name:
+            down, up = state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"]
+            tensor = tensor + scale * (up @ down)
+        merged[name.replace(".base_layer.", ".")] = tensor
+    return merged
 
 
 def recognise(state: dict[str, Tensor]) -> str | None:

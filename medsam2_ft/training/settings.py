@@ -10,16 +10,23 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from medsam2_ft.config import typed
+from medsam2_ft.data.augment import ClipAugmentation
 from medsam2_ft.data.datamodule import PromptedDataModule
 from medsam2_ft.data.synthetic import SyntheticSettings
 from medsam2_ft.errors import ConfigError, nearest
 from medsam2_ft.losses import LossWeights
-from medsam2_ft.modeling.adapt import trainable_parts
+from medsam2_ft.modeling.adapt import LoraSettings, add_lora, trainable_parts
 from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.device import has_fast_bf16
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
@@ -53,6 +60,9 @@ class FinetuneSettings:
     losses: LossWeights = field(default_factory=LossWeights)
     loss_stride: Literal[1, 2, 4] = 4
     target_resize: TargetResize = "area"
+    clip_length: int = 1
+    given_masks: float = 0.5
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class TrainerSettings:
     limit_val_batches: int | float = 1.0
     compile: bool = False
     num_overlays: int = 4
+    ema_decay: float | None = None
 
 
 def build_data(cfg: Any) -> PromptedDataModule:
@@ -84,6 +95,9 @@ def build_data(cfg: Any) -> PromptedDataModule:
     root = settings.pop("root")
     roots = [root] if isinstance(root, str) else list(root or [])
     jitter = typed(BoxJitter, cfg.prompts, key="prompts")
+    preset = settings.pop("augmentation", None)
+    settings["augmentation"] = None if preset is None else ClipAugmentation(preset)
+    settings["clip_length"] = cfg.finetune.clip_length
     if settings.get("synthetic") is not None:
         settings["synthetic"] = typed(SyntheticSettings, cfg.data.synthetic, key="data.synthetic")
     return PromptedDataModule(roots, jitter=jitter, seed=cfg.seed, **settings)
@@ -100,17 +114,28 @@ def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
     if model.weights is not None:
         path = fetch_weights(model.name) if model.weights == PRETRAINED else Path(model.weights)
         log.info("loaded %d of %d weights from %s", *(2 * [load_weights(segmenter.sam2, read_checkpoint(path))]), path)
-    if not finetune.train:
+    if not finetune.train and finetune.lora is None:
         raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
-    trainable_parts(segmenter.sam2, finetune.train, losses=finetune.losses)
+    if ("memory" in finetune.train) != (finetune.clip_length > 1):
+        raise ConfigError(
+            f"finetune.clip_length={finetune.clip_length} and finetune.train={finetune.train} do not go together: "
+            "memory is trained on clips of more than one slice, and only then"
+        )
+    trained = trainable_parts(segmenter.sam2, finetune.train, losses=finetune.losses)
+    if finetune.lora is not None:
+        add_lora(segmenter.sam2, finetune.lora, also_train=trained)
     log.info("%.2f M of %.2f M weights train", *(count / 1e6 for count in count_parameters(segmenter)))
-    meta = export_meta(spec, name=cfg.name, recipe=data.recipe, labels=data.labels, data_sha256=data.fingerprint)
+    lora = None if finetune.lora is None else {"rank": finetune.lora.rank, "alpha": finetune.lora.alpha}
+    meta = export_meta(
+        spec, name=cfg.name, lora=lora, recipe=data.recipe, labels=data.labels, data_sha256=data.fingerprint
+    )
     return FineTuner(
         segmenter,
         losses=finetune.losses,
         optim=optim,
         loss_stride=finetune.loss_stride,
         target_resize=finetune.target_resize,
+        given_masks=finetune.given_masks,
         meta=meta,
         seed=cfg.seed,
     )
@@ -208,6 +233,8 @@ def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callb
         )
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/dsc", mode="max", patience=settings.patience))
+    if settings.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
     if settings.num_overlays:
         callbacks.append(ValidationOverlays(run_dir / "overlays", count=settings.num_overlays))
     return callbacks
