@@ -158,7 +158,8 @@ def prepare_one(prepare: Prepare, source: Source, settings: Settings, out: Path,
         )
         case.save(out / file)
         return _accept(case, source, file, is_new=True)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        # OSError: a file that may not be read, or a disk that is full.
         return Outcome(name=source.name, source=str(source.image), reason=str(error))
 
 
