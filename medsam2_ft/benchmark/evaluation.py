@@ -4,14 +4,13 @@ All objects of a slice are answered from one encoding; all objects of a volume a
 downward sweep.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_ft.benchmark.masks import SparseMask, union_window
+from medsam2_ft.benchmark.masks import SparseMask
 from medsam2_ft.benchmark.models.adapter import Adapter, Propagator, Seed
 from medsam2_ft.benchmark.prompting import (
     Target,
@@ -23,39 +22,13 @@ from medsam2_ft.benchmark.prompting import (
     tight_prompt,
 )  # fmt: skip
 from medsam2_ft.benchmark.protocol import Protocol
-from medsam2_ft.benchmark.rows import OK, SKIPPED, Row
+from medsam2_ft.benchmark.rows import SKIPPED, Row
+from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds, mask_key
 from medsam2_ft.benchmark.sweep import EncodedSlices, now, slicewise
 from medsam2_ft.data.case import Case
 from medsam2_ft.errors import ConfigError, DataError
-from medsam2_ft.metrics import dsc, hd95, nsd, nsd_legacy
-from medsam2_ft.prompts.sampling import Box
 
 OpenModel = Callable[[], Adapter] | None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One run through a case: a seed, and in sweeps a knob and its value.
-
-    Attributes:
-        seed: of the jitter.
-        knob: "" outside sweeps.
-        value: of the knob.
-    """
-
-    seed: int
-    knob: str = ""
-    value: float = 0.0
-
-    @property
-    def variant(self) -> str:
-        """`looseness=0.2`, or "" outside sweeps."""
-        return f"{self.knob}={self.value:g}" if self.knob else ""
-
-    def generator(self, *identity: object) -> np.random.Generator:
-        """A generator that depends on the seed and on what is prompted, not on the order of cases or workers."""
-        digest = hashlib.sha256("|".join(map(str, (self.seed, *identity))).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 @dataclass
@@ -64,25 +37,6 @@ class Outcome:
 
     rows: list[Row] = field(default_factory=list)
     masks: dict[str, SparseMask | NDArray[np.bool_]] = field(default_factory=dict)
-
-
-@dataclass
-class Prompted:
-    """One target, its prompt, and the mask that answers it so far."""
-
-    target: Target
-    t: int
-    box: Box
-    mask: SparseMask
-
-
-@dataclass
-class Seconds:
-    """Where the time of one pass went."""
-
-    encode: float = 0.0
-    prompt: float = 0.0
-    propagate: float = 0.0
 
 
 def passes_of(protocol: Protocol, task: str) -> Iterator[Pass]:
@@ -134,12 +88,6 @@ def evaluate(
     if not outcome.rows:
         outcome.rows.append(scribe.blank(status=SKIPPED, reason=f"no object of at least {protocol.min_px} px"))
     return outcome
-
-
-def mask_key(row: Row, run: Pass) -> str:
-    """The name of a row's mask in `masks/MODEL/CASE.npz`."""
-    key = f"{row.label}|{row.instance}|{row.prompt_slice}|{row.seed}"
-    return f"{key}|{run.variant}" if run.variant else key
 
 
 def _slices_pass(
@@ -240,54 +188,3 @@ def _carried(
         margin=protocol.margin,
         directions=protocol.directions,
     )
-
-
-class Scribe:
-    """Writes rows of one case and one model.
-
-    Args:
-        case: the case.
-        model: name of whoever made the masks.
-        checkpoint_sha256: of its weights, "" where there are none.
-        protocol: for its name and tolerances.
-        dataset: its name.
-    """
-
-    def __init__(self, case: Case, model: str, checkpoint_sha256: str, protocol: Protocol, dataset: str) -> None:
-        self.case, self.model, self.checkpoint_sha256 = case, model, checkpoint_sha256
-        self.protocol, self.dataset = protocol, dataset
-
-    def blank(self, *, status: str = OK, reason: str = "") -> Row:
-        """A row that only says which case, model and protocol it is about."""
-        return Row(
-            self.model, self.checkpoint_sha256, self.protocol.name, self.case.modality, self.dataset,
-            self.case.name, self.case.patient, status=status, reason=reason,
-        )  # fmt: skip
-
-    def row(self, item: Prompted, run: Pass, seconds: Seconds, *, is_slice: bool) -> Row:
-        """Score one answered prompt: on its slice as an image, or as a volume."""
-        row = self.blank()
-        spacing = self.case.spacing_mm
-        row.protocol = f"{self.protocol.name}/{run.variant}" if run.variant else self.protocol.name
-        row.label, row.instance, row.prompt_slice, row.seed = item.target.region, item.target.instance, item.t, run.seed
-        row.box = " ".join(f"{side:g}" for side in np.round(item.box, 2))
-        row.voxels = item.target.truth.count()
-        row.spacing = "" if spacing is None else " ".join(f"{step:g}" for step in spacing)
-        row.encode_s, row.prompt_s, row.propagate_s = seconds.encode, seconds.prompt, seconds.propagate
-        return self.score(row, item.mask, item.target.truth, is_slice=is_slice or self.case.num_slices == 1)
-
-    def score(self, row: Row, pred: SparseMask, truth: SparseMask, *, is_slice: bool) -> Row:
-        """Fill in the metrics of two masks, of which only one slice is not empty where `is_slice`."""
-        spacing = self.case.spacing_mm
-        row.tolerance, row.tolerance_unit = self.protocol.tolerance_of(row.label, has_spacing=spacing is not None)
-        # Metrics see the common bounding box only: what lies outside it is background in both masks.
-        window = union_window(pred, truth) or tuple(slice(0, 1) for _ in range(3))
-        one, other = pred.dense(window), truth.dense(window)
-        if is_slice:
-            one, other = np.any(one, axis=0), np.any(other, axis=0)
-        step = None if spacing is None else spacing[-one.ndim :]
-        row.dsc = dsc(one, other)
-        row.nsd = nsd(one, other, spacing_mm=step, tolerance_mm=row.tolerance)
-        row.nsd_legacy = nsd_legacy(one, other, spacing_mm=step)
-        row.hd95 = hd95(one, other, spacing_mm=step) if self.protocol.hd95 else None
-        return row

@@ -87,10 +87,11 @@ class Run:
             raise ConfigError(
                 f"{folder} holds a run of protocol '{earlier.protocol['name']}' with other settings; give another --out"
             )
+        earlier_data, names = earlier.data if earlier else [], {root.name for root in roots}
         run = cls(
             protocol=asdict(protocol),
             protocol_digest=protocol.digest,
-            data=[_dataset(root) for root in roots],
+            data=[known for known in earlier_data if known["name"] not in names] + [_dataset(root) for root in roots],
             split=split,
             models=earlier.models if earlier else [],
             software=_software(),
@@ -142,7 +143,7 @@ class Run:
 def _dataset(root: Path) -> dict[str, str]:
     manifest = root / MANIFEST
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
-    return {"name": root.name, "folder": str(root), "manifest_sha256": digest}
+    return {"name": root.name, "folder": str(root.resolve()), "manifest_sha256": digest}
 
 
 def _software() -> dict[str, str]:

@@ -12,13 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam2_ft.benchmark.evaluation import Pass, Prompted, Scribe, Seconds, mask_key
 from medsam2_ft.benchmark.masks import SparseMask, save_masks
 from medsam2_ft.benchmark.prompting import find_targets, prompt_slice
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.provenance import ModelRecord, Run
 from medsam2_ft.benchmark.rows import FAILED, SKIPPED, Row, write_rows
 from medsam2_ft.benchmark.runner import collect
+from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds, mask_key
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest
 from medsam2_ft.errors import DataError
