@@ -63,11 +63,13 @@ def app(argv: Sequence[str]) -> None:
     from medsam2_ft.deploy.engine import Engine
     from medsam2_ft.deploy.examples import write_examples
     from medsam2_ft.deploy.gradio_app import launch_app
+    from medsam2_ft.deploy.source import open_source
     from medsam2_ft.deploy.workspaces import Workspaces
 
     engine = Engine(offered_checkpoints(options.checkpoint), device=options.device)
     engine.warm_up()
     with write_examples() as examples:
+        open_source(examples["volume"][0])  # loads the readers now, so that the first user does not wait for them
         launch_app(
             Workspaces(engine),
             examples=examples,

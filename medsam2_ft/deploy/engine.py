@@ -125,6 +125,8 @@ class Engine:
         prepared = self._prepared.get((key, recipe))
         if prepared is None:
             prepared = np.ascontiguousarray(recipe.apply(array))
+            if not prepared.flags.writeable:  # 8-bit data comes through as the file on disk; torch wants memory
+                prepared = prepared.copy()
             self._prepared.put((key, recipe), prepared)
         return View(np.moveaxis(prepared, axis, 0), (key, recipe, axis))
 

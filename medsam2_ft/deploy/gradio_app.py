@@ -30,6 +30,9 @@ ADD, REMOVE = "Clicks add", "Clicks remove"
 CACHE_S = 3600
 """Uploads and downloads that gradio itself keeps are deleted after so long."""
 
+PRIVACY: dict[str, Any] = {"run_history": False, "footer_links": []}
+"""Launch options: run history would keep patients' pictures in the browser."""
+
 HELP = {
     "image": "Drag a box around a structure; click to add to it or to remove from it.",
     "volume": "Drag a box on any slice, propagate, then correct any slice by a box or clicks and propagate again. "
@@ -78,8 +81,7 @@ def launch_app(workspaces: Workspaces, *, examples: dict[str, list[Path]] | None
         options: as `gradio.Blocks.launch` takes them.
     """
     try:
-        # Run history would keep patients' pictures in the browser, and the other links lead away from the task.
-        build_app(workspaces, examples=examples).launch(run_history=False, footer_links=[], **options)
+        build_app(workspaces, examples=examples).launch(**PRIVACY, **options)
     finally:
         workspaces.close_all()
 
@@ -135,7 +137,8 @@ class Tab:
                     elem_id=f"{self.kind}-files",
                 )
         if examples:
-            gr.Examples([[str(file)] for file in examples], [self.upload], label="Examples")
+            values = [[[str(file)]] if self.kind == "volume" else [str(file)] for file in examples]
+            gr.Examples(values, [self.upload], label="Examples")
 
     def _connect(self) -> None:
         shown = [self.canvas, self.status]

@@ -97,11 +97,6 @@ class Workspace:
             self.names.append(name)
         return self.names.index(name) + 1
 
-    def rename(self, object_id: int, name: str) -> None:
-        """Give an object another name."""
-        if name.strip() and name.strip() not in self.names:
-            self.names[object_id - 1] = name.strip()
-
     def draw_box(self, object_id: int, corners: Sequence[float]) -> None:
         """Take a dragged rectangle as the object's box on the current slice, and answer it; clicks here are forgotten.
 
