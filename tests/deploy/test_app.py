@@ -216,6 +216,7 @@ class Page:
     def shoot(self, name):
         folder = os.environ.get("MEDSAM2_FT_SCREENSHOTS")
         if folder:
+            self.page.evaluate("window.scrollTo(0, 0)")
             self.page.wait_for_timeout(300)
             self.page.screenshot(path=f"{folder}/{name}.png")
 
