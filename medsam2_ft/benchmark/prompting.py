@@ -41,8 +41,8 @@ def find_targets(case: Case, protocol: Protocol, *, t: int | None = None) -> lis
     """
     found: list[Target] = []
     split = protocol.targets
-    if split == "auto":
-        split = "instance" if case.instances else "component"
+    if split in ("auto", "whole"):
+        split = "instance" if case.instances else "component" if split == "auto" else "region"
     for region, instance in case.objects(t):
         if split != "instance":
             instance = 0

@@ -16,7 +16,7 @@ from medsam2_ft.errors import ConfigError, nearest
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "benchmark"
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "slices", "propagation"),
-    "targets": ("region", "component", "instance", "auto"),
+    "targets": ("region", "component", "instance", "whole", "auto"),
     "prompt_slice": ("middle", "largest", "first"),
     "box": ("slice", "union", "largest"),
     "propagation": ("auto", "memory", "slicewise"),
@@ -51,8 +51,8 @@ class Protocol:
         task: "slices" prompts every labelled slice on its own; "propagation" prompts one and carries the mask through;
             "auto" takes slices for images and propagation for volumes and videos.
         kinds: which kinds of case take part: image, volume, video.
-        targets: what gets a box: a whole region, each of its connected components, each instance; "auto" is instances
-            where masks count objects, otherwise components.
+        targets: what gets a box: a "region", each of its "component"s, each "instance"; "auto" is instances where masks
+            count objects and components elsewhere, "whole" is instances there and regions elsewhere, as in training.
         min_px: objects of fewer pixels (on the prompted slice) are left out.
         max_per_mask: largest components kept of a region; 0 keeps all.
         max_per_image: objects kept of a slice; 0 keeps all.
