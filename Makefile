@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml
 quickstart: setup  ## phantom scans in, fine-tuned checkpoint out, benchmark before and after (minutes, no download)
 	$(BIN)/python -m data_prep phantoms --out $(SAMPLE)/raw --cases 16
 	$(BIN)/python -m data_prep volumes --images $(SAMPLE)/raw/images --masks $(SAMPLE)/raw/masks --out $(SAMPLE)/data \
-	  --modality CT --window 40 400 --image-suffix _0000.nii.gz --split 0.7 0.15 0.15
+	  --modality CT --window 40 400 --image-suffix _0000.nii.gz --split 0.7 0.15 0.15 --group-by $(SAMPLE)/raw/patients.csv:patient
 	$(BIN)/python train.py experiment=quickstart data.root=$(SAMPLE)/data model.weights=$(START) hydra.run.dir=$(SAMPLE)/run
 	$(BIN)/python -m medsam2_ft benchmark --data $(SAMPLE)/data --protocol paper_2d,paper_3d \
 	  --models before=$(BASE),after=$(SAMPLE)/run/model.pt --out $(SAMPLE)/benchmark

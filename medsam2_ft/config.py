@@ -117,10 +117,10 @@ def typed(kind: type[Settings], node: Any, *, key: str) -> Settings:
     """
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     assert isinstance(values, dict)
-    known = [str(name) for name in getattr(kind, "__dataclass_fields__", values)]
-    for name in values:
+    known = list(getattr(kind, "__dataclass_fields__", {}))
+    for name in map(str, values):
         if name not in known:
-            raise ConfigError(f"there is no setting '{key}.{name}'{nearest(str(name), known)}")
+            raise ConfigError(f"there is no setting '{key}.{name}'{nearest(name, known)}")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

@@ -12,6 +12,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from medsam2_ft.data.audit import require_sound
 from medsam2_ft.data.batch import ClipBatch, collate
 from medsam2_ft.data.cache import CachedCase, cache_case
 from medsam2_ft.data.case import Case
@@ -116,7 +117,9 @@ class PromptedDataModule(L.LightningDataModule):
         return [cache_case(record, root=folder, cache_dir=self.cache_dir) for folder, record in self._records(split)]
 
     def prepare_data(self) -> None:
-        """Make the memory-mapped copies, once per machine."""
+        """Refuse what audit would refuse, then make the memory-mapped copies, once per machine."""
+        for folder in self.roots:
+            require_sound(folder)
         wanted = [pair for split in ("train", "val") for pair in self._records(split)]
         for folder, record in tqdm(wanted, desc="Caching cases", unit="case", disable=None):
             cache_case(record, root=folder, cache_dir=self.cache_dir)
@@ -202,8 +205,10 @@ class PromptedDataModule(L.LightningDataModule):
         if self.trainer is None:
             return {}
         loop = self.trainer.fit_loop
-        done, total = loop.epoch_loop.batch_progress.current.completed, len(self.batches)
-        return {"epoch": self.trainer.current_epoch, "batches": done if done < total else 0}
+        done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]  # on_train_batch_end saves
+        total = len(self.batches)
+        epoch = self.trainer.current_epoch
+        return {"epoch": epoch, "batches": done} if done < total else {"epoch": epoch + 1, "batches": 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take up the position that `state_dict` told."""

@@ -156,7 +156,7 @@ class FineTuner(L.LightningModule):
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """DSC of every object at native size over its whole clip, by the code that the benchmark scores with."""
         _, decoded = self._step(batch, "val")
-        logits_TN1hw = decoded.logits_N1hw.unflatten(0, (batch.num_slices, batch.num_objects))
+        logits_TN1hw = decoded.logits_N1hw.view(batch.num_slices, batch.num_objects, *decoded.logits_N1hw.shape[1:])
         if batch.num_slices > 1:  # tracking shows no mask where the object is called absent
             absent = decoded.object_score_N.view(batch.num_slices, -1, 1, 1, 1) <= 0
             logits_TN1hw = logits_TN1hw.masked_fill(absent, -1.0)

@@ -26,16 +26,13 @@ def train(cfg: Any, *, run_dir: Path) -> float:
     Returns:
         The best validation DSC.
     """
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise CheckpointError(
-            f"ckpt_path={cfg.ckpt_path} does not exist, so there is nothing to resume; leave it out to start anew"
-        )
+    resume = None if cfg.ckpt_path is None else resumable(Path(cfg.ckpt_path))
     torch.set_float32_matmul_precision("high")
     _quieten()
     data = build_data(cfg)
     module = build_module(cfg, data)
     trainer = build_trainer(cfg, run_dir)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = trainer.checkpoint_callback
     score = float(best.best_model_score) if best is not None and best.best_model_score is not None else 0.0  # type: ignore[attr-defined]
     if trainer.is_global_zero and cfg.export:
@@ -43,6 +40,29 @@ def train(cfg: Any, *, run_dir: Path) -> float:
         exported = export_checkpoint(read_checkpoint(path).state, run_dir / cfg.export, meta=module.meta)
         log.info("best validation DSC %.4f; exported to %s", score, exported)
     return score
+
+
+def resumable(path: Path) -> Path:
+    """The checkpoint to resume from: `path`, or where that is damaged the newest sound one beside it.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"ckpt_path={path} does not exist, so there is nothing to resume; leave it out to start anew"
+        )
+    others = sorted(path.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime, reverse=True)
+    for candidate in (path, *(other for other in others if other != path)):
+        try:
+            read_checkpoint(candidate)
+        except CheckpointError as error:
+            log.warning("%s", error)
+        else:
+            if candidate != path:
+                log.warning("resuming from %s instead of the damaged %s", candidate, path)
+            return candidate
+    raise CheckpointError(f"no checkpoint in {path.parent} can be read, so there is nothing to resume")
 
 
 def _quieten() -> None:

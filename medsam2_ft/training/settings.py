@@ -225,10 +225,10 @@ def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callb
         callbacks.append(
             ModelCheckpoint(
                 dirpath=run_dir,
-                filename="last",
+                filename="step",
                 every_n_train_steps=settings.save_every_steps,
+                save_last=True,
                 enable_version_counter=False,
-                save_top_k=1,
             )
         )
     if settings.patience is not None:
