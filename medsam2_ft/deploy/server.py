@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ARRAY_TYPE = "application/gzip"
 JANITOR_S = 5.0
+SPARE_THREADS = 32
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": m.Problem} for code in (400, 401, 404, 409, 411, 413, 415, 421, 422, 429)
 }
@@ -82,6 +84,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="medsam2_ft-", ignore_cleanup_errors=True) as folder:
             app.state.desk = desk = Desk(engine, Path(folder), limits)
+            # Clicks that wait for the model hold a thread each; uploads, polls and cancels must not wait behind them.
+            to_thread.current_default_thread_limiter().total_tokens = limits.waiting_clicks + SPARE_THREADS
             janitor = asyncio.create_task(_keep_clean(desk))
             yield
             janitor.cancel()
@@ -113,13 +117,13 @@ async def _tell_validation_error(request: Request, error: Exception) -> Response
     return JSONResponse({"detail": f"The request's {where or 'body'} is wrong: {first['msg']}."}, status_code=422)
 
 
-def _desk(request: Request) -> Desk:
+async def _desk(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
     return desk
 
 
-def _session(session: str, request: Request) -> Session:
-    return _desk(request).sessions.get(session)
+async def _session(session: str, desk: Annotated[Desk, Depends(_desk)]) -> Session:
+    return desk.sessions.get(session)
 
 
 DeskOf = Annotated[Desk, Depends(_desk)]
@@ -127,7 +131,7 @@ SessionOf = Annotated[Session, Depends(_session)]
 
 
 @router.get("/healthz")
-def healthz(desk: DeskOf) -> m.Health:
+async def healthz(desk: DeskOf) -> m.Health:
     """That the server lives, and how busy it is; needs no key."""
     return m.Health(
         status="ok",

@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
@@ -119,6 +119,24 @@ def test_slow_requests_do_not_hold_up_others():
         assert work_as_client(url, 3)
         for line in lines:
             line.close()
+
+
+def test_health_answers_while_clicks_wait_for_the_model():
+    engine = phantom_engine()
+    with running_server(create_app(engine)) as url, ThreadPoolExecutor(80) as clients:
+        array = volume_of(1)
+        body, sha256 = pack(array)
+        base = f"{url}/sessions/{httpx.post(f'{url}/sessions').json()['session']}"
+        httpx.put(f"{base}/volumes/{sha256}", content=body)
+        request = {"volume": sha256, "prompts": [{"object": 1, "slice": 5, "box": [0, 0, 56, 48]}]}
+        with engine.turns.click():
+            waiting = [clients.submit(httpx.post, f"{base}/masks", json=request, timeout=60) for _ in range(80)]
+            refused = next(as_completed(waiting))
+            assert refused.result().status_code == 429
+            assert httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+            assert httpx.get(f"{base}/volumes/{sha256}", timeout=5).status_code == 200
+        codes = [w.result().status_code for w in waiting]
+        assert set(codes) == {200, 429}
 
 
 @pytest.mark.slow

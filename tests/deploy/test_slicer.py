@@ -22,7 +22,7 @@ from MedSAM2FTLib import geometry  # noqa: E402
 from MedSAM2FTLib.client import Client, ServerError  # noqa: E402
 from MedSAM2FTLib.local_server import LocalServer  # noqa: E402
 from MedSAM2FTLib.prompts import ObjectPrompt, prompts_from_labels  # noqa: E402
-from MedSAM2FTLib.workflow import Cancelled, Workflow  # noqa: E402
+from MedSAM2FTLib.workflow import Cancelled, Workflow, sendable  # noqa: E402
 
 CENTER_RAS = np.array([12.0, -31.0, 47.0])
 RADII_MM = np.array([14.0, 10.0, 18.0])
@@ -166,6 +166,22 @@ def test_correct_a_slice_and_carry_it_on(server_url):
         prompts_from_labels(labels, 0, 6), axis=0, on_progress=lambda progress: not seen.append(progress)
     )
     np.testing.assert_array_equal(result, bright_ball() > 100)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.float16, bool, np.int16, np.float64])
+def test_any_scalar_volume_can_be_sent(server_url, kind):
+    workflow = Workflow(Client(server_url))
+    workflow.choose_volume(bright_ball().astype(kind))
+    assert workflow.segment_slice([ObjectPrompt(1, 6, box=[10.0, 10, 40, 40])], axis=0)
+
+
+def test_nan_outside_the_field_of_view_is_filled():
+    array = bright_ball().astype(np.float32)
+    array[0, 0, 0], array[1, 1, 1] = np.nan, np.inf
+    before = array.copy()
+    sent = sendable(array)
+    assert np.isfinite(sent).all() and sent[0, 0, 0] == 20
+    np.testing.assert_array_equal(array, before)
 
 
 def slow_sweep(*arguments, **options):

@@ -16,6 +16,22 @@ EXPIRED = 404
 POLL_S = 0.2
 
 
+SENT_TYPES = ("u1", "i1", "u2", "i2", "i4", "u4", "f4", "f8")
+
+
+def sendable(array: np.ndarray) -> np.ndarray:
+    """The volume in a number type that the server takes, with NaN and infinities at the lowest finite value.
+
+    Scanners and resampling leave NaN outside the field of view; the array that was given stays as it is.
+    """
+    if array.dtype.str[1:] not in SENT_TYPES:
+        array = array.astype(np.float32)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return array
+    finite = array[np.isfinite(array)]
+    return np.where(np.isfinite(array), array, finite.min() if finite.size else 0).astype(array.dtype)
+
+
 class Cancelled(Exception):
     """The user cancelled; nothing was changed."""
 
@@ -47,7 +63,7 @@ class Workflow:
         """Work on this volume from now on; it is sent with the first request that needs it."""
         if array.ndim != 3:
             raise ServerError("This volume has several components a voxel; choose a scalar volume.")
-        packed, sha256 = pack(array)
+        packed, sha256 = pack(sendable(array))
         if sha256 != self._sha256:
             self._packed, self._sha256 = packed, sha256
         self._array = array
