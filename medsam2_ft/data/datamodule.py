@@ -153,11 +153,13 @@ class PromptedDataModule(L.LightningDataModule):
         """Prepared slices and synthetic ones behind them; validation's come from a seed of their own, the same in every run."""
         if self.synthetic is None:
             return train, val
-        size = self.synthetic.size
-        drawn = SyntheticDataset(
-            self.synthetic.train_images, size=size, max_labels=self.max_labels, jitter=self.jitter, seed=self.seed
-        )
-        held_out = SyntheticDataset(self.synthetic.val_images, size=size, max_labels=self.max_labels, seed=VAL_SEED)
+        shape: dict[str, Any] = {
+            "num_frames": self.clip_length,
+            "size": self.synthetic.size,
+            "max_labels": self.max_labels,
+        }
+        drawn = SyntheticDataset(self.synthetic.train_images, **shape, jitter=self.jitter, seed=self.seed)
+        held_out = SyntheticDataset(self.synthetic.val_images, **shape, seed=VAL_SEED)
         return JoinedDataset([train, drawn]), JoinedDataset([val, held_out])
 
     def _check_clips(self, cases: Sequence[CachedCase]) -> None:
