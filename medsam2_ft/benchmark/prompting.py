@@ -52,10 +52,7 @@ def find_targets(case: Case, protocol: Protocol, *, t: int | None = None) -> lis
         pieces = _components(mask, protocol) if split == "component" else [(instance, mask)]
         found += [Target(region, number, _placed(piece, case, t)) for number, piece in pieces]
     found = [target for target in found if _prompted_px(target, t) >= protocol.min_px]
-    if protocol.max_per_image:
-        kept = sorted(found, key=lambda target: -target.truth.count())[: protocol.max_per_image]
-        found = [target for target in found if target in kept]
-    return found
+    return found[: protocol.max_per_image or None]
 
 
 def prompted_slices(case: Case, protocol: Protocol) -> list[int]:

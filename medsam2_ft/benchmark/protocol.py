@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from medsam2_ft import resources
 from medsam2_ft.errors import ConfigError, nearest
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "benchmark"
+FOLDER = resources.configs() / "benchmark"
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("auto", "slices", "propagation"),
     "targets": ("region", "component", "instance", "whole", "auto"),
@@ -55,7 +56,7 @@ class Protocol:
             count objects and components elsewhere, "whole" is instances there and regions elsewhere, as in training.
         min_px: objects of fewer pixels (on the prompted slice) are left out.
         max_per_mask: largest components kept of a region; 0 keeps all.
-        max_per_image: objects kept of a slice; 0 keeps all.
+        max_per_image: objects kept of a slice, the first in the order of regions, ids and ranks; 0 keeps all.
         slice_step: kind -> every how many-th labelled slice is prompted in the task "slices".
         prompt_slice: in the task "propagation", of the slices that hold the object: the middle one, the one where it is
             largest, or the first.

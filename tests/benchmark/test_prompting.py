@@ -31,9 +31,9 @@ def test_regions_instances_and_nested_regions():
     assert names(find_targets(cells, Protocol("p", targets="region"))) == [("cell", 0)]
 
 
-def test_the_largest_objects_of_an_image_are_kept():
-    cells = volume_case(labels={"cell": [1, 2]}, instances=True)
-    assert names(find_targets(cells, Protocol("p", max_per_image=1), t=4)) == [("cell", 1)]
+def test_the_first_objects_of_an_image_are_kept():
+    cells = volume_case(labels={"cell": [2, 1]}, instances=True)
+    assert names(find_targets(cells, Protocol("p", max_per_image=1), t=4)) == [("cell", 2)]
 
 
 def test_slice_step_counts_labelled_slices_only():

