@@ -10,7 +10,7 @@ PACKAGE = ROOT / "medsam2_ft"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "slicer" not in path.parts)
 
 LAYERS = [
-    {"errors"},
+    {"errors", "resources"},
     {"config", "io", "overlay"},
     {"data", "prompts", "losses", "metrics"},
     {"modeling"},

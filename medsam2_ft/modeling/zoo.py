@@ -13,11 +13,11 @@ from pathlib import Path
 
 from medsam2_ft.errors import CheckpointError, ConfigError, nearest
 from medsam2_ft.modeling.build import SINGLE_MASK, SAM2Spec
+from medsam2_ft.resources import checkpoints
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path("checkpoints")
-PACKAGE_CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 NANO_WIDTH = 256
 # A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit;
@@ -109,7 +109,7 @@ def zoo_entry(name: str) -> ZooEntry:
 def local_weights(name: str) -> Path | None:
     """The weight file of a named model in `checkpoints/`, under the working folder or shipped with the package."""
     file = zoo_entry(name).file
-    places = (CHECKPOINT_DIR, PACKAGE_CHECKPOINTS, PACKAGE_CHECKPOINTS.parents[1] / "checkpoints")
+    places = (CHECKPOINT_DIR, checkpoints())
     return next((place / file for place in places if (place / file).is_file()), None)
 
 
