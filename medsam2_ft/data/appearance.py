@@ -41,6 +41,7 @@ def _looks(rng: np.random.Generator, scene: Scene, *, num_channels: int) -> tupl
     contrast = np.exp(rng.uniform(np.log(0.1), np.log(0.5), num_looks)) * rng.choice([-1, 1], num_looks)
     if rng.random() < 0.5:
         contrast = np.abs(contrast) * rng.choice([-1, 1])
+    contrast *= rng.choice([1, 0.5], p=[0.85, 0.15])  # weak edges all over
     contrast[0] = 0
     tint = 1 + rng.uniform(-0.5, 0.5, num_channels) * (num_channels == 3)
     chroma = rng.normal(0, rng.choice([0.02, 0.1]), (num_looks, num_channels)) * (num_channels == 3)
