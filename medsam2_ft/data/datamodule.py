@@ -93,7 +93,9 @@ class PromptedDataModule(L.LightningDataModule):
     @property
     def recipe(self) -> dict[str, Any] | None:
         """The intensity recipe that all training cases share, or None where they differ or record none."""
-        recipes = [Case.load(folder / record.file).recipe for folder, record in self._records("train")[:50]]
+        records = self._records("train")
+        some = records[:: -(-len(records) // 50) or 1]  # spread over all datasets; reading every case would take long
+        recipes = [Case.load(folder / record.file).recipe for folder, record in some]
         return recipes[0] if recipes and all(recipe == recipes[0] for recipe in recipes) else None
 
     @property
