@@ -136,7 +136,7 @@ def robustness_plot(curves: pd.DataFrame, colours: Mapping[str, str]) -> str:
 def _box(panel: Axes, values: NDArray[np.float64], place: int, colour: str, rng: np.random.Generator) -> None:
     shown = values if len(values) <= MAX_DOTS else rng.choice(values, MAX_DOTS, replace=False)
     jitter = rng.uniform(-0.17, 0.17, len(shown))
-    panel.scatter(place + jitter, shown, s=9, color=colour, alpha=0.38, lw=0, zorder=2)
+    panel.scatter(place + jitter, shown, s=14, color=colour, alpha=0.45, lw=0, zorder=2)
     line = {"color": colour, "linewidth": 1.4}
     panel.boxplot(
         values, positions=[place], widths=0.52, showfliers=False, zorder=3, boxprops=line, whiskerprops=line,
