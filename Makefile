@@ -7,12 +7,12 @@ BASE   := $(if $(wildcard checkpoints/sam2.1_nano.pt),sam2.1_nano,sam2.1_nano@ra
 START  := $(if $(wildcard checkpoints/sam2.1_nano.pt),pretrained,null)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup quickstart test lint types format bench clean
+.PHONY: help setup dev quickstart test lint types format bench clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
-setup: $(VENV)/.installed  ## create .venv and install everything
+setup: $(VENV)/.installed  ## create .venv with what preparing, training and benchmarking need
 
 # sam2 is published as source and its build imports torch: torch first, then sam2 without its optional CUDA extension.
 $(VENV)/.installed: pyproject.toml
@@ -20,6 +20,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install -q "torch>=2.6" "torchvision>=0.21"
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-build-isolation sam2==1.1.0
+	$(BIN)/python -m pip install -q --no-build-isolation -e .
+	touch $@
+
+dev: $(VENV)/.installed-dev  ## and with what app, server, all benchmarked models, tests and checks need
+
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev,app,serve,benchmark]"
 	touch $@
 
@@ -33,17 +39,17 @@ quickstart: setup  ## phantom scans in, fine-tuned checkpoint out, benchmark bef
 	@test $(START) != null || echo "The base had random weights: before/after shows that the plumbing works, and claims no gain."
 	@echo "reports: $(SAMPLE)/paper_2d/report.html and $(SAMPLE)/paper_3d/report.html    checkpoint: $(SAMPLE)/run/model.pt"
 
-test: setup  ## the tests that need nothing but this machine
+test: dev  ## the tests that need nothing but this machine
 	$(BIN)/python -m pytest
 
-lint: setup  ## ruff
+lint: dev  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup  ## mypy, strict
+types: dev  ## mypy, strict
 	$(BIN)/mypy
 
-format: setup  ## let ruff format the code
+format: dev  ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
