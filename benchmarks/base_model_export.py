@@ -2,7 +2,7 @@
 
 A base model answers prompts on any image, so it carries no label names, and no intensity recipe that would be taken for its own.
 
-    python benchmarks/base_model_export.py runs/nano/4/last.ckpt --out checkpoints/sam2.1_nano.pt
+    python benchmarks/base_model_export.py runs/nano/clip_256/last.ckpt --out checkpoints/sam2.1_nano.pt
 """
 
 from __future__ import annotations
