@@ -35,7 +35,7 @@ quickstart: setup  ## phantom scans in, fine-tuned checkpoint out, benchmark bef
 	  --modality CT --window 40 400 --image-suffix _0000.nii.gz --split 0.7 0.15 0.15 --group-by $(SAMPLE)/raw/patients.csv:patient
 	$(BIN)/python train.py experiment=quickstart data.root=$(SAMPLE)/data model.weights=$(START) hydra.run.dir=$(SAMPLE)/run
 	for protocol in paper_2d paper_3d; do $(BIN)/python -m medsam2_ft benchmark --data $(SAMPLE)/data --protocol $$protocol \
-	  --models before=$(BASE),after=$(SAMPLE)/run/model.pt --out $(SAMPLE)/$$protocol || exit; done
+	  --models before=$(BASE),after=$(SAMPLE)/run/model.pt --out $(SAMPLE)/$$protocol --limit 3 || exit; done
 	@test $(START) != null || echo "The base had random weights: before/after shows that the plumbing works, and claims no gain."
 	@echo "reports: $(SAMPLE)/paper_2d/report.html and $(SAMPLE)/paper_3d/report.html    checkpoint: $(SAMPLE)/run/model.pt"
 

@@ -20,10 +20,9 @@ log = logging.getLogger(__name__)
 CHECKPOINT_DIR = Path("checkpoints")
 
 NANO_WIDTH = 256
-# A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit;
-# trunk and memory are
-# thin. Windows divide the grids of 128, 256 and 512 px, so no token is padding. One mask token only, so that no
-# output is used that training never supervised.
+# A quarter of SAM2.1-T's parameters. The decoder keeps SAM's width, so that trained decoders of the family fit; trunk
+# and memory are thin. Windows divide the grids of 128, 256 and 512 px, so no token is padding. One mask token only, so
+# that no output is used that training never supervised.
 _NANO = (
     "++model.image_encoder.trunk.embed_dim=32",
     "++model.image_encoder.trunk.window_spec=[8,4,8,4]",
