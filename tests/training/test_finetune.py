@@ -23,7 +23,8 @@ def fit(segmenter, root, *, clip_length=1, losses=None, steps=2, **how):
     module = FineTuner(segmenter, losses=losses or LossWeights(), optim=OptimiserSettings(lr=1e-3), **how)
     data = PromptedDataModule(root, batch_size=2, num_workers=0, clip_length=clip_length)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, default_root_dir=root, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", max_steps=steps, default_root_dir=root,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
