@@ -10,7 +10,13 @@ setup(
     ],
     package_dir={"medsam2_ft.configs": "configs", "medsam2_ft.checkpoints": "checkpoints"},
     package_data={
-        "medsam2_ft": ["benchmark/templates/*", "data/templates/*", "deploy/**/*.html", "deploy/**/*.css", "deploy/**/*.js"],
+        "medsam2_ft": [
+            "benchmark/templates/*",
+            "data/templates/*",
+            "deploy/**/*.html",
+            "deploy/**/*.css",
+            "deploy/**/*.js",
+        ],
         "medsam2_ft.configs": ["*.yaml", "*/*.yaml"],
         "medsam2_ft.checkpoints": ["sam2.1_nano.pt", "README.md"],
         "data_prep.examples": ["labels/*.yaml"],
