@@ -141,7 +141,7 @@ class FineTuner(L.LightningModule):
             if not torch.isfinite(loss):
                 torch.save(vars(batch), path)
             raise UserError(
-                f"the loss is {float(loss)} at step {self.global_step} on {', '.join(batch.names)}; the batch is kept in {path}; "
+                f"the loss is {loss.item()} at step {self.global_step} on {', '.join(batch.names)}; the batch is kept in {path}; "
                 "lower optim.lr or use trainer.precision=32-true, and resume from last.ckpt"
             )
 
