@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -88,8 +87,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) weights."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters())
-
-
-def finite(loss: torch.Tensor) -> bool:
-    """Whether a loss is a number."""
-    return bool(torch.isfinite(loss))

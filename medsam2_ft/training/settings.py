@@ -84,7 +84,6 @@ class TrainerSettings:
     save_every_steps: int | None = None
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
-    compile: bool = False
     num_overlays: int = 4
     ema_decay: float | None = None
 

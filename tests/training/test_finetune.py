@@ -13,6 +13,7 @@ from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import LoraSettings, add_lora, trainable_parts
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.modeling.weights import merge_lora
+from medsam2_ft.training.callbacks import ValidationOverlays
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings
 
@@ -98,6 +99,19 @@ def test_clip_forward_is_what_propagation_does(tiny_predictor, rng):
     for t in range(1, 4):
         logits = torch.nn.functional.interpolate(answers[t].logits_N1hw, (64, 64), mode="bilinear")[:, 0]
         assert ((logits > 0).numpy() != tracked[t]).mean() < 2e-3  # inference keeps its memory in bfloat16
+
+
+def test_overlays_of_clips_show_the_prompted_slice(tiny_segmenter, root, tmp_path):
+    trainable_parts(tiny_segmenter.sam2, ["memory"], losses=MEMORY_LOSSES)
+    module = FineTuner(tiny_segmenter, losses=MEMORY_LOSSES, optim=OptimiserSettings())
+    data = PromptedDataModule(root, num_workers=0, clip_length=3)
+    overlays = ValidationOverlays(tmp_path / "overlays", count=2)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[overlays],
+        use_distributed_sampler=False, default_root_dir=root,
+    )  # fmt: skip
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert (tmp_path / "overlays" / "val_0.png").is_file()
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(tiny_segmenter, root, tmp_path):
