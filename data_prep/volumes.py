@@ -16,7 +16,8 @@ from medsam2_ft.data.case import Case
 from medsam2_ft.data.intensity import IntensityRecipe, default_recipe, parse_windows
 from medsam2_ft.data.labels import as_ids, default_labels, names_beside
 from medsam2_ft.errors import DataError
-from medsam2_ft.io.dicom_masks import is_dicom_mask, read_dicom_masks, structure_names
+from medsam2_ft.io.dicom_kind import is_dicom_mask, structure_names
+from medsam2_ft.io.dicom_masks import read_dicom_masks
 from medsam2_ft.io.resample import on_grid
 from medsam2_ft.io.sequence import is_picture_folder
 from medsam2_ft.io.volume import PLANES, Volume, is_volume, plane_of, read_volume

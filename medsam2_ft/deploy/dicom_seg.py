@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medsam2_ft import __version__
 from medsam2_ft.errors import ConfigError, DataError
-from medsam2_ft.io.dicom import is_series_file
+from medsam2_ft.io.dicom_kind import is_series_file
 from medsam2_ft.io.volume import Volume
 from medsam2_ft.io.write import to_source_grid
 

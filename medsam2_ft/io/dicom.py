@@ -39,30 +39,6 @@ class _Frame:
     size: tuple[int, int]
 
 
-def is_dicom_file(path: Path) -> bool:
-    """Whether the bytes say DICOM; file names of series often say nothing."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def is_series_file(path: Path) -> bool:
-    """Whether this is a DICOM image, not a segmentation, contours or anything else."""
-    if not is_dicom_file(path):
-        return False
-    header = pydicom.dcmread(path, specific_tags=["Modality", "Rows"])
-    return "Rows" in header and str(header.get("Modality", "")) != "SEG"
-
-
-def is_multiframe(path: Path) -> bool:
-    """Whether this is one DICOM file with several slices."""
-    if not is_series_file(path):
-        return False
-    header = pydicom.dcmread(path, specific_tags=["NumberOfFrames"])
-    return int(header.get("NumberOfFrames", 1) or 1) > 1
-
-
 class DicomReader(ImageReader):  # type: ignore[misc]
     """One series as MONAI's LoadImage wants it, with the checks that its own DICOM reader lacks."""
 

@@ -18,24 +18,6 @@ _OFF_GRID = 0.05
 """How far, in voxels, a segmentation's grid may be off the image's."""
 
 
-def is_dicom_mask(path: Path) -> bool:
-    """Whether the file is a SEG or an RTSTRUCT."""
-    from medsam2_ft.io.dicom import is_dicom_file
-
-    if not is_dicom_file(path):
-        return False
-    return str(pydicom.dcmread(path, specific_tags=["Modality"]).get("Modality", "")) in ("SEG", "RTSTRUCT")
-
-
-def structure_names(path: Path) -> list[str]:
-    """Names of a SEG's segments or an RTSTRUCT's regions, without reading any masks."""
-    with reading(path):
-        header = pydicom.dcmread(path, specific_tags=["SegmentSequence", "StructureSetROISequence"])
-        if "SegmentSequence" in header:
-            return [str(segment.SegmentLabel) for segment in header.SegmentSequence]
-        return [str(roi.ROIName) for roi in header.get("StructureSetROISequence", [])]
-
-
 def read_dicom_masks(path: Path | str, *, like: Volume) -> dict[str, NDArray[np.bool_]]:
     """Read every structure of a SEG or RTSTRUCT.
 

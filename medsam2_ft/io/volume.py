@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_ft.errors import DataError, nearest
+from medsam2_ft.io.dicom_kind import is_multiframe, is_series_file
 from medsam2_ft.io.faults import reading
 
 PLANES = {"axial": "SPL", "coronal": "PSL", "sagittal": "LSP"}
@@ -117,12 +118,8 @@ def plane_of(volume: Volume) -> str:
 def is_volume(path: Path) -> bool:
     """Whether `read_volume` is for this: a volume by its name, a folder of DICOM slices, or one multi-frame file."""
     if path.is_dir():
-        from medsam2_ft.io.dicom import is_series_file
-
         return any(is_series_file(entry) for entry in path.iterdir())
     if path.suffix.lower() == ".dcm":
-        from medsam2_ft.io.dicom import is_multiframe
-
         return is_multiframe(path)
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 

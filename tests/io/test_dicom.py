@@ -8,7 +8,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medsam2_ft.errors import DataError
-from medsam2_ft.io.dicom_masks import is_dicom_mask, read_dicom_masks, structure_names
+from medsam2_ft.io.dicom_kind import is_dicom_mask, structure_names
+from medsam2_ft.io.dicom_masks import read_dicom_masks
 from medsam2_ft.io.image import read_image
 from medsam2_ft.io.volume import is_volume, read_volume
 from medsam2_ft.io.write import write_mask
