@@ -1,6 +1,7 @@
 """Segmentation losses, one value per object, so that the caller decides how objects are averaged over ranks.
 
-Logits and targets are (N, h, w); targets may be soft (the share of each cell that the object covers).
+Logits and targets are (N, h, w); targets may be soft (the share of each cell that the object covers). Where the decoder answers
+with M masks for each object, mask terms count the best of them and the IoU term all, as in SAM2's own training.
 """
 
 from __future__ import annotations
@@ -70,10 +71,29 @@ class LossWeights:
     object_score: float = 0.0
 
 
+MASK_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dice": dice_loss, "bce": bce_loss, "focal": focal_loss}
+
+
+def mask_terms(logits_Nhw: Tensor, targets_Nhw: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+    """The weighted terms that compare masks, (N,) each."""
+    used = {name: getattr(weights, name) for name in MASK_TERMS if getattr(weights, name)}
+    return {name: weight * MASK_TERMS[name](logits_Nhw, targets_Nhw) for name, weight in used.items()}
+
+
+@torch.no_grad()
+def best_masks(logits_NMhw: Tensor, targets_Nhw: Tensor, weights: LossWeights) -> Tensor:
+    """Which of its M masks has the lowest weighted sum of mask terms, for each object: (N,)."""
+    losses = [
+        sum(mask_terms(logits, targets_Nhw, weights).values(), logits.new_zeros(len(logits)))
+        for logits in logits_NMhw.unbind(1)
+    ]
+    return torch.stack(losses, 1).argmin(1)
+
+
 def segmentation_losses(
-    logits_Nhw: Tensor,
+    logits_NMhw: Tensor,
     targets_Nhw: Tensor,
-    iou_N: Tensor,
+    iou_NM: Tensor,
     object_score_N: Tensor,
     weights: LossWeights,
     *,
@@ -84,22 +104,27 @@ def segmentation_losses(
     Divide by the number of objects in the global batch: sums keep the gradient exact when ranks hold different numbers.
 
     Args:
-        logits_Nhw: mask logits.
+        logits_NMhw: logits of M masks an object, or (N, h, w) of one.
         targets_Nhw: true masks on the same grid, soft or hard.
-        iou_N: the decoder's estimate of its IoU.
+        iou_NM: the decoder's estimates of their IoU, (N,) for one mask.
         object_score_N: logit that the object is there.
         weights: of the terms.
         known_N: False for objects on slices that nobody annotated, which no term counts; None where all are annotated.
     """
+    if logits_NMhw.ndim == 3:
+        logits_NMhw, iou_NM = logits_NMhw[:, None], iou_NM[:, None]
     known = torch.ones_like(object_score_N) if known_N is None else known_N.float()
     present = (targets_Nhw.flatten(1).amax(1) > 0).float() * known
-    per_object: dict[str, Callable[[], Tensor]] = {
-        "dice": lambda: dice_loss(logits_Nhw, targets_Nhw) * present,
-        "bce": lambda: bce_loss(logits_Nhw, targets_Nhw) * present,
-        "focal": lambda: focal_loss(logits_Nhw, targets_Nhw) * present,
-        "iou": lambda: iou_loss(iou_N, logits_Nhw, targets_Nhw) * present,
-        "object_score": lambda: object_score_loss(object_score_N, targets_Nhw) * known,
-    }
-    terms = {name: getattr(weights, name) * term().sum() for name, term in per_object.items() if getattr(weights, name)}
-    terms["loss"] = torch.stack(list(terms.values())).sum() if terms else logits_Nhw.sum() * 0
+    logits_Nhw = logits_NMhw[:, 0]
+    if logits_NMhw.shape[1] > 1:
+        chosen = best_masks(logits_NMhw, targets_Nhw, weights)
+        logits_Nhw = logits_NMhw[torch.arange(len(chosen), device=chosen.device), chosen]
+    terms = {name: (term * present).sum() for name, term in mask_terms(logits_Nhw, targets_Nhw, weights).items()}
+    if weights.iou:
+        pairs = zip(iou_NM.unbind(1), logits_NMhw.unbind(1), strict=True)
+        errors = torch.stack([iou_loss(iou_N, logits, targets_Nhw) for iou_N, logits in pairs], 1).mean(1)
+        terms["iou"] = weights.iou * (errors * present).sum()
+    if weights.object_score:
+        terms["object_score"] = weights.object_score * (object_score_loss(object_score_N, targets_Nhw) * known).sum()
+    terms["loss"] = torch.stack(list(terms.values())).sum() if terms else logits_NMhw.sum() * 0
     return terms

@@ -26,6 +26,8 @@ class Clip:
         regions: name of each object's region.
         name: of the case.
         labelled_T: False on slices that nobody annotated; None where all are.
+        seed: of what is drawn for the clip later, in the training step: clicks on its objects.
+        embedding: the slice as encoded before, (C, h, w) each: embedding, levels at strides 4 and 8; None to encode it in the step.
     """
 
     images: NDArray[np.uint8]
@@ -34,6 +36,8 @@ class Clip:
     regions: tuple[str, ...]
     name: str
     labelled_T: NDArray[np.bool_] | None = None
+    seed: int = 0
+    embedding: tuple[NDArray[np.float16], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class ClipBatch:
         regions: N names.
         names: B names.
         labelled_BT: False on slices that nobody annotated.
+        seeds: B seeds, of what the step draws for each clip.
+        embeddings: the clips' embeddings, stacked (B, C, h, w), or None.
     """
 
     images: list[Tensor]
@@ -57,6 +63,8 @@ class ClipBatch:
     regions: tuple[str, ...]
     names: tuple[str, ...]
     labelled_BT: Tensor
+    seeds: tuple[int, ...]
+    embeddings: tuple[Tensor, ...] | None = None
 
     @property
     def num_objects(self) -> int:
@@ -68,10 +76,9 @@ class ClipBatch:
         """T: slices of every clip; 1 on the image path."""
         return int(self.labelled_BT.shape[1])
 
-    @property
-    def labelled_N(self) -> Tensor:
-        """Whether each object's slice is annotated, slice after slice: (T x N,)."""
-        return self.labelled_BT[self.image_index_N].T.flatten()
+    def labelled_at(self, t: int) -> Tensor:
+        """Whether slice t is annotated, for each object: (N,)."""
+        return self.labelled_BT[self.image_index_N, t]
 
     def masks_at(self, t: int) -> list[Tensor]:
         """Masks (N_b, H, W) of every clip on slice t."""
@@ -104,6 +111,7 @@ class ClipBatch:
             boxes_N4=function(self.boxes_N4),
             image_index_N=function(self.image_index_N),
             labelled_BT=function(self.labelled_BT),
+            embeddings=None if self.embeddings is None else tuple(map(function, self.embeddings)),
         )
 
 
@@ -118,7 +126,14 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
         regions=tuple(region for clip in clips for region in clip.regions),
         names=tuple(clip.name for clip in clips),
         labelled_BT=torch.stack([_labelled(clip) for clip in clips]),
+        seeds=tuple(clip.seed for clip in clips),
+        embeddings=_stack_embeddings([clip.embedding for clip in clips if clip.embedding is not None]),
     )
+
+
+def _stack_embeddings(embeddings: list[tuple[NDArray[np.float16], ...]]) -> tuple[Tensor, ...] | None:
+    levels = zip(*embeddings, strict=True)
+    return tuple(torch.stack([torch.from_numpy(array) for array in level]) for level in levels) or None
 
 
 def _labelled(clip: Clip) -> Tensor:

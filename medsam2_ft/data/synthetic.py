@@ -89,6 +89,7 @@ class SyntheticDataset(Dataset[Clip]):
             np.asarray(boxes, np.float32),
             (REGION,) * len(masks),
             f"{REGION}:{epoch}:{index}",
+            seed=int(rng.integers(2**63)),
         )
 
 

@@ -5,7 +5,7 @@ SAM2 has parts that the box-prompted image path never touches; left trainable th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -20,7 +20,17 @@ MEMORY = (
 """Touched by tracking alone; the image path leaves their gradients None."""
 
 UNSUPERVISED_TOKENS = tuple(f"sam_mask_decoder.output_hypernetworks_mlps.{i}" for i in (1, 2, 3))
-"""Mask tokens 1-3, whose masks no loss sees: their gradient is zero, not None, so only weight decay would move them."""
+"""Mask tokens 1-3, whose masks only multimask output shows to the loss: without it their gradient is zero, not None, so only
+weight decay would move them."""
+
+PROMPT_WEIGHTS = {
+    "point_embeddings.0": {"box_clicks"},
+    "point_embeddings.1": {"point", "box_clicks"},
+    "point_embeddings.2": {"box", "box_clicks", "mask"},
+    "point_embeddings.3": {"box", "box_clicks", "mask"},
+    "mask_downscaling": {"box_clicks", "mask"},
+}
+"""Weights of the prompt encoder that not every kind of prompt uses: clicks beside and on the object, box corners, dense prompts."""
 
 LORA_TARGETS = {
     "encoder": r"image_encoder\.trunk\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.layers\.\d+)",
@@ -35,17 +45,29 @@ PARTS = {
     "no_memory": ("no_mem_embed",),
     "memory": tuple(name for name in MEMORY if name != "no_mem_pos_enc"),  # unused where no_mem_embed is added directly
     "prompt_encoder": ("sam_prompt_encoder",),
+    "high_res": ("sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1"),  # of the decoder, yet run once an image
 }
 """Names a user may train, and the first parts of the parameters they stand for."""
 
 
-def trainable_parts(sam2: nn.Module, parts: Iterable[str], *, losses: LossWeights) -> list[str]:
+def trainable_parts(
+    sam2: nn.Module,
+    parts: Collection[str],
+    *,
+    losses: LossWeights,
+    multimask: bool = False,
+    kinds: Collection[str] = ("box",),
+    cached: bool = False,
+) -> list[str]:
     """Make the named parts trainable and freeze everything else.
 
     Args:
         sam2: the network.
         parts: of `PARTS`.
         losses: heads whose loss has no weight are frozen too.
+        multimask: whether lone clicks and tracked frames are answered with three masks; the mask tokens behind them are frozen if not.
+        kinds: of prompts that objects get; of the prompt encoder, only what they use trains.
+        cached: whether encoded images are kept: the decoder then trains without its `high_res` part, unless that is named too.
 
     Returns:
         Names of the parameters that train.
@@ -58,16 +80,14 @@ def trainable_parts(sam2: nn.Module, parts: Iterable[str], *, losses: LossWeight
         if part not in PARTS:
             raise ConfigError(f"finetune.train names '{part}'{nearest(part, list(PARTS))}")
         prefixes += PARTS[part]
-    frozen = list(UNSUPERVISED_TOKENS)
+    frozen = [] if multimask else list(UNSUPERVISED_TOKENS)
+    if cached and "high_res" not in parts:
+        frozen += PARTS["high_res"]
     if not losses.iou:
         frozen.append("sam_mask_decoder.iou_prediction_head")
     if not losses.object_score:
         frozen.append("sam_mask_decoder.pred_obj_score_head")
-    if "prompt_encoder" in parts:
-        # Clicks and mask prompts have embeddings of their own, which a box never touches.
-        frozen += [
-            f"sam_prompt_encoder.{name}" for name in ("point_embeddings.0", "point_embeddings.1", "mask_downscaling")
-        ]
+    frozen += [f"sam_prompt_encoder.{name}" for name, users in PROMPT_WEIGHTS.items() if users.isdisjoint(kinds)]
     trained = []
     for name, parameter in sam2.named_parameters():
         wanted = _starts(name, prefixes) and not _starts(name, frozen)

@@ -65,6 +65,11 @@ class SAM2Spec:
         """The same network with more override strings, those it already has left out."""
         return replace(self, overrides=(*self.overrides, *(o for o in overrides if o not in self.overrides)))
 
+    def without_overrides(self, overrides: Iterable[str]) -> SAM2Spec:
+        """The same network without these override strings."""
+        left_out = set(overrides)
+        return replace(self, overrides=tuple(o for o in self.overrides if o not in left_out))
+
     def resized(self, image_size: int | None) -> SAM2Spec:
         """The same network at another input side; None keeps the side."""
         return self if image_size is None else replace(self, image_size=image_size)

@@ -1,5 +1,7 @@
 """The differentiable SAM2 forward of the memory path: prompt the first frame of each clip, track through the others.
 
+Numbers of masks are as stock tracking has them: three to choose from on tracked frames, unless the network's config turns that off.
+
 Stock `track_step` blanks the logits of frames on which the object score says "absent", so a wrong score meets the mask loss with
 constant logits: no gradient, and a loss in the hundreds. Here the loss sees the decoder's own logits and only the memory sees the
 blanked ones.
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medsam2_ft.modeling.rounds import PromptRounds
 from medsam2_ft.modeling.segmenter import Decoded, Features, Points, PromptedSegmenter
 
 NO_OBJECT_LOGIT = -1024.0
@@ -24,24 +27,31 @@ def track_clips(
     features: list[Features],
     *,
     image_index_N: Tensor,
-    points: Points | None = None,
+    rounds: PromptRounds | None = None,
     masks_N1SS: Tensor | None = None,
-) -> list[Decoded]:
+) -> list[tuple[int, Decoded]]:
     """Answers for N objects on every frame of B clips, given each object's prompt on the first frame.
 
     Args:
         segmenter: the network.
         features: of each frame, T entries for B images.
         image_index_N: which clip each object lies on.
-        points: box corners and clicks on the first frame, in model pixels; or
+        rounds: how the objects are prompted on the first frame; or
         masks_N1SS: each object's mask on the first frame at input size, taken as true.
 
     Returns:
-        T answers; the first one is the decoder's to the prompt.
+        Answers with the frames they are for, in order: of the first frame one for each round, of the others one.
     """
     sam2 = segmenter.sam2
+    if not len(image_index_N):
+        nothing = [frame.pick(image_index_N) for frame in features]
+        ask = segmenter.decode_embedding
+        return [
+            (t, ask(frame.embedding_BChw, frame.high_res, points=None, mask_logits_N1hw=None))
+            for t, frame in enumerate(nothing)
+        ]
     outputs: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-    answers = []
+    answers: list[tuple[int, Decoded]] = []
     for t, frame in enumerate(features):
         picked = frame.pick(image_index_N)
         vectors = picked.embedding_BChw.flatten(2).permute(2, 0, 1)
@@ -56,15 +66,22 @@ def track_clips(
             output_dict=outputs,
             num_frames=len(features),
         )
+        given = None
         if t == 0 and masks_N1SS is not None:
             decoded, given = _decode_given_masks(segmenter, picked, masks_N1SS)
+            answers.append((t, decoded))
+        elif t == 0 and rounds is not None:
+            answers += [(t, answer) for answer in rounds.decode(segmenter, conditioned, picked.high_res)]
         else:
-            prompt = points if t == 0 and points is not None else _padding_point(vectors)
-            decoded, given = (
-                segmenter.decode_embedding(conditioned, picked.high_res, points=prompt, mask_logits_N1hw=None),
-                None,
+            decoded = segmenter.decode_embedding(
+                conditioned,
+                picked.high_res,
+                points=_padding_point(vectors),
+                mask_logits_N1hw=None,
+                multimask=segmenter.wants_several(None, prompted=t == 0),
             )
-        answers.append(decoded)
+            answers.append((t, decoded))
+        decoded = answers[-1][1]
         store = outputs["cond_frame_outputs" if t == 0 else "non_cond_frame_outputs"]
         store[t] = _remember(segmenter, decoded, vectors, size, given=given, prompted=t == 0)
     return answers

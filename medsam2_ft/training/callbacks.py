@@ -89,7 +89,7 @@ class ValidationOverlays(Callback):
         if not trainer.is_global_zero or batch_idx % step or batch_idx // step >= self.count:
             return
         with torch.no_grad():
-            logits = pl_module(batch).logits_N1hw[: batch.num_objects]  # of the prompted slice, whatever follows
+            logits = pl_module(batch)[0][1].logits_N1hw  # of the prompted slice, whatever follows
         shape_hw = (batch.images[0].shape[1], batch.images[0].shape[2])
         pred = (resize_logits(logits, shape_hw) > 0).cpu().numpy()
         picture = side_by_side(

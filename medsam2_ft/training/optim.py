@@ -1,8 +1,10 @@
-"""AdamW with separate rates for encoder and decoder, no decay on norms and biases, warm-up and cosine."""
+"""AdamW with separate rates for encoder and decoder, falling rates towards the image if asked, no decay on norms and biases,
+warm-up and cosine."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +22,8 @@ class OptimiserSettings:
     Attributes:
         lr: of the decoder and everything else but the encoder.
         encoder_lr: of the image encoder; None for the same.
+        layer_decay: factor on the encoder's rate from one trunk block to the one before it, as in fine-tuning MAE (He 2022); the patch
+            embedding is one more below the first block. None keeps one rate; SAM2's own training has 0.9.
         weight_decay: on matrices and kernels; norms, biases and embeddings of one dimension have none unless `decay_all`.
         decay_all: decay every weight, as the paper's authors do.
         schedule: `cosine` falls to `final_ratio` of the rate, `constant` stays.
@@ -30,6 +34,7 @@ class OptimiserSettings:
 
     lr: float = 1e-4
     encoder_lr: float | None = None
+    layer_decay: float | None = None
     weight_decay: float = 0.01
     decay_all: bool = False
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -40,6 +45,8 @@ class OptimiserSettings:
     def __post_init__(self) -> None:
         if self.lr <= 0 or (self.encoder_lr is not None and self.encoder_lr <= 0):
             raise ConfigError(f"optim.lr={self.lr} and optim.encoder_lr={self.encoder_lr} must be above 0")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1, or null for none")
         if self.schedule not in ("cosine", "constant"):
             raise ConfigError(f"optim.schedule='{self.schedule}' is neither cosine nor constant")
         if not 0 <= self.warmup < 1:
@@ -47,13 +54,21 @@ class OptimiserSettings:
 
 
 def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict[str, object]]:
-    """Trainable parameters by rate and decay, empty groups left out; names follow the two."""
+    """Trainable parameters by rate and decay, empty groups left out; names follow the two, and the trunk block under layer decay."""
+    depth = 1 + max((block for name, _ in model.named_parameters() if (block := _block(name)) is not None), default=0)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "encoder" if "image_encoder." in name else "decoder"
+            part, rate = "decoder", settings.lr
+            if "image_encoder." in name:
+                part, rate = "encoder", settings.encoder_lr or settings.lr
+                block = _block(name)
+                if settings.layer_decay is not None and block is not None:
+                    part = "encoder_patch_embed" if block < 0 else f"encoder_block{block}"
+                    rate *= settings.layer_decay ** (depth - block)
+            rates[part] = rate
             groups.setdefault((part, settings.decay_all or parameter.ndim > 1), []).append(parameter)
-    rates = {"encoder": settings.encoder_lr or settings.lr, "decoder": settings.lr}
     return [
         {
             "params": parameters,
@@ -63,6 +78,12 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
         }
         for (part, decayed), parameters in groups.items()
     ]
+
+
+def _block(name: str) -> int | None:
+    """Which trunk block a parameter belongs to; -1 for what comes before the first, None for what is no part of the trunk."""
+    found = re.search(r"image_encoder\.trunk\.(?:blocks\.(\d+)\.)?", name)
+    return None if found is None else int(found[1] or -1)
 
 
 def build_optimiser(model: nn.Module, settings: OptimiserSettings, *, total_steps: int) -> tuple[AdamW, LambdaLR]:

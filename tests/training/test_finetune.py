@@ -97,7 +97,7 @@ def test_clip_forward_is_what_propagation_does(tiny_predictor, rng):
         )
     tracked = dict(propagate(tiny_predictor, images, conditioning={0: masks}))
     for t in range(1, 4):
-        logits = torch.nn.functional.interpolate(answers[t].logits_N1hw, (64, 64), mode="bilinear")[:, 0]
+        logits = torch.nn.functional.interpolate(dict(answers)[t].logits_N1hw, (64, 64), mode="bilinear")[:, 0]
         assert ((logits > 0).numpy() != tracked[t]).mean() < 2e-3  # inference keeps its memory in bfloat16
 
 
