@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from medsam2_ft.data.batch import Clip
 from medsam2_ft.data.cache import CachedCase
+from medsam2_ft.data.embeddings import EmbeddingStore
 from medsam2_ft.prompts.sampling import BoxJitter, jitter_box, tight_boxes
 
 Augmentation = Callable[
@@ -67,6 +68,7 @@ class SliceDataset(Dataset[Clip]):
         augmentation: applied before boxes are drawn, or None.
         clip_length: T. A longer clip starts at its slice and runs up or down, as the generator says; where the volume ends
             first, it turns back.
+        embeddings: where the slices lie encoded; None to leave that to the step.
     """
 
     keys: list[SliceKey]
@@ -75,6 +77,7 @@ class SliceDataset(Dataset[Clip]):
     seed: int = 0
     augmentation: Augmentation | None = None
     clip_length: int = 1
+    embeddings: EmbeddingStore | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -99,7 +102,9 @@ class SliceDataset(Dataset[Clip]):
         boxes = [jitter_box(tuple(box), rng, jitter=self.jitter, shape_hw=shape_hw) for box in tight]
         regions = tuple(region for region, _ in objects)
         labelled = None if case.labelled is None else case.labelled[slices]
-        return Clip(images, masks, np.asarray(boxes, np.float32), regions, f"{key.case.name}:{key.t}", labelled)
+        name, seed = f"{key.case.name}:{key.t}", int(rng.integers(2**63))
+        embedding = None if self.embeddings is None else self.embeddings.read(key)
+        return Clip(images, masks, np.asarray(boxes, np.float32), regions, name, labelled, seed, embedding)
 
     def _augmented(
         self,

@@ -32,8 +32,9 @@ from medsam2_ft.modeling.device import has_fast_bf16
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.modeling.weights import export_meta, load_weights, read_checkpoint
 from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
-from medsam2_ft.prompts.sampling import BoxJitter
+from medsam2_ft.prompts.simulator import PromptSettings
 from medsam2_ft.training.callbacks import RunRecord, Throughput, ValidationOverlays
+from medsam2_ft.training.embeddings import EmbeddingCaching, require_cacheable
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings, count_parameters
 from medsam2_ft.training.targets import TargetResize
@@ -58,10 +59,12 @@ class FinetuneSettings:
 
     train: list[str]
     losses: LossWeights = field(default_factory=LossWeights)
+    multimask: bool = False
     loss_stride: Literal[1, 2, 4] = 4
     target_resize: TargetResize = "area"
     clip_length: int = 1
     given_masks: float = 0.5
+    cache_embeddings: bool = False
     lora: LoraSettings | None = None
 
 
@@ -93,13 +96,13 @@ def build_data(cfg: Any) -> PromptedDataModule:
     settings = {str(key): value for key, value in cfg.data.items()}
     root = settings.pop("root")
     roots = [root] if isinstance(root, str) else list(root or [])
-    jitter = typed(BoxJitter, cfg.prompts, key="prompts")
+    prompts = typed(PromptSettings, cfg.prompts, key="prompts")
     preset = settings.pop("augmentation", None)
     settings["augmentation"] = None if preset is None else ClipAugmentation(preset)
     settings["clip_length"] = cfg.finetune.clip_length
     if settings.get("synthetic") is not None:
         settings["synthetic"] = typed(SyntheticSettings, cfg.data.synthetic, key="data.synthetic")
-    return PromptedDataModule(roots, jitter=jitter, seed=cfg.seed, **settings)
+    return PromptedDataModule(roots, jitter=prompts.box, seed=cfg.seed, **settings)
 
 
 def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
@@ -107,22 +110,19 @@ def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
     model = typed(ModelSettings, cfg.model, key="model")
     finetune = typed(FinetuneSettings, cfg.finetune, key="finetune")
     optim = typed(OptimiserSettings, cfg.optim, key="optim")
-    spec = zoo_entry(model.name).spec.resized(model.image_size).with_overrides(SINGLE_MASK)
+    prompts = typed(PromptSettings, cfg.prompts, key="prompts")
+    spec = zoo_entry(model.name).spec.resized(model.image_size)
+    spec = spec.without_overrides(SINGLE_MASK) if finetune.multimask else spec.with_overrides(SINGLE_MASK)
     torch.manual_seed(cfg.seed)
     segmenter = PromptedSegmenter(spec)
     if model.weights is not None:
         path = fetch_weights(model.name) if model.weights == PRETRAINED else Path(model.weights)
         log.info("loaded %d of %d weights from %s", *(2 * [load_weights(segmenter.sam2, read_checkpoint(path))]), path)
-    if not finetune.train and finetune.lora is None:
-        raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
-    if ("memory" in finetune.train) != (finetune.clip_length > 1):
-        raise ConfigError(
-            f"finetune.clip_length={finetune.clip_length} and finetune.train={finetune.train} do not go together: "
-            "memory is trained on clips of more than one slice, and only then"
+    choose_trained(segmenter, finetune, prompts)
+    if finetune.cache_embeddings:
+        require_cacheable(
+            segmenter, clip_length=finetune.clip_length, augmentation=data.augmentation, synthetic=data.synthetic
         )
-    trained = trainable_parts(segmenter.sam2, finetune.train, losses=finetune.losses)
-    if finetune.lora is not None:
-        add_lora(segmenter.sam2, finetune.lora, also_train=trained)
     log.info("%.2f M of %.2f M weights train", *(count / 1e6 for count in count_parameters(segmenter)))
     lora = None if finetune.lora is None else {"rank": finetune.lora.rank, "alpha": finetune.lora.alpha}
     meta = export_meta(
@@ -134,10 +134,48 @@ def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
         optim=optim,
         loss_stride=finetune.loss_stride,
         target_resize=finetune.target_resize,
+        prompts=prompts,
         given_masks=finetune.given_masks,
         meta=meta,
         seed=cfg.seed,
     )
+
+
+def choose_trained(segmenter: PromptedSegmenter, finetune: FinetuneSettings, prompts: PromptSettings) -> None:
+    """Freeze what does not train, add adapters where asked.
+
+    Raises:
+        ConfigError: for settings under which something would be trained or used that no loss reaches.
+    """
+    if not finetune.train and finetune.lora is None:
+        raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
+    has_clips = finetune.clip_length > 1
+    if ("memory" in finetune.train) != has_clips:
+        raise ConfigError(
+            f"finetune.clip_length={finetune.clip_length} and finetune.train={finetune.train} do not go together: "
+            "memory is trained on clips of more than one slice, and only then"
+        )
+    if finetune.multimask and not finetune.losses.iou:
+        raise ConfigError(
+            "finetune.multimask needs finetune.losses.iou: the decoder chooses among its masks by their estimated IoU"
+        )
+    has_one = bool(prompts.active - {"point"}) or (has_clips and finetune.given_masks > 0)
+    has_three = has_clips or "point" in prompts.active
+    if finetune.multimask and not (has_one and has_three):
+        raise ConfigError(
+            "finetune.multimask trains the answer to lone clicks beside the answer to everything else, so prompts.kinds "
+            "needs a share for point and one for another kind; prompts=mixed has both"
+        )
+    trained = trainable_parts(
+        segmenter.sam2,
+        finetune.train,
+        losses=finetune.losses,
+        multimask=finetune.multimask,
+        kinds=prompts.active,
+        cached=finetune.cache_embeddings,
+    )
+    if finetune.lora is not None:
+        add_lora(segmenter.sam2, finetune.lora, also_train=trained)
 
 
 def build_trainer(cfg: Any, run_dir: Path) -> L.Trainer:
@@ -236,4 +274,6 @@ def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callb
         callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
     if settings.num_overlays:
         callbacks.append(ValidationOverlays(run_dir / "overlays", count=settings.num_overlays))
+    if cfg.finetune.cache_embeddings:
+        callbacks.append(EmbeddingCaching())
     return callbacks
