@@ -1,11 +1,14 @@
 """Losses: the paper's formula, soft targets, empty objects."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.losses import DiceLoss
 from torch.nn import functional as F
 
-from medsam2_ft.losses import LossWeights, dice_loss, iou_loss, segmentation_losses
+from medsam2_ft.losses import LossWeights, best_masks, dice_loss, focal_loss, iou_loss, segmentation_losses
 
 
 @pytest.fixture
@@ -52,3 +55,40 @@ def test_iou_head_learns_the_iou_of_the_thresholded_mask():
     targets = torch.zeros(1, 4, 4)
     targets[0, :4, :2] = 1
     torch.testing.assert_close(iou_loss(torch.tensor([1.0]), logits, targets), torch.tensor([1 - 4 / 12]))
+
+
+def test_of_several_masks_the_best_is_trained_and_every_estimate(pair):
+    _, targets = pair
+    torch.manual_seed(1)
+    logits, iou = torch.randn(6, 3, 32, 32, requires_grad=True), torch.rand(6, 3, requires_grad=True)
+    weights = LossWeights(dice=1, bce=0, focal=20, iou=1)
+    chosen = best_masks(logits, targets, weights)
+    each = torch.stack([20 * focal_loss(x, targets) + dice_loss(x, targets) for x in logits.unbind(1)], 1)
+    assert torch.equal(chosen, each.argmin(1))
+    terms = segmentation_losses(logits, targets, iou, torch.zeros(6), weights)
+    torch.testing.assert_close(terms["focal"] + terms["dice"], each.amin(1).sum())
+    terms["loss"].backward()
+    reached = logits.grad.flatten(2).abs().sum(2) > 0
+    assert torch.equal(reached, torch.nn.functional.one_hot(chosen, 3).bool())
+    assert (iou.grad.abs() > 0).all()
+
+
+def test_focal_and_the_choice_among_masks_are_metas(monkeypatch):
+    """Beside SAM2's own training code, which its package brings; its Dice has other smoothing, so it is left out."""
+    monkeypatch.setitem(sys.modules, "training.trainer", SimpleNamespace(CORE_LOSS_KEY="core_loss"))  # needs tensordict
+    theirs = pytest.importorskip("training.loss_fns", reason="this sam2 comes without its training package")
+    torch.manual_seed(2)
+    logits, iou, score = torch.randn(4, 3, 16, 16), torch.rand(4, 3), torch.randn(4, 1)
+    targets = (torch.rand(4, 16, 16) > 0.6).float()
+    targets[3] = 0
+    meta = theirs.MultiStepMultiMasksAndIous(
+        {"loss_mask": 20, "loss_dice": 0, "loss_iou": 1, "loss_class": 1},
+        supervise_all_iou=True, iou_use_l1_loss=True, pred_obj_scores=True,
+    )  # fmt: skip
+    outputs = {
+        "multistep_pred_multimasks_high_res": [logits], "multistep_pred_ious": [iou], "multistep_object_score_logits": [score],
+    }  # fmt: skip
+    expected = meta([outputs], targets[None])["core_loss"]
+    weights = LossWeights(dice=0, bce=0, focal=20, iou=1, object_score=1)
+    ours = segmentation_losses(logits, targets, iou, score[:, 0], weights)["loss"] / 4
+    torch.testing.assert_close(ours, expected)

@@ -30,7 +30,7 @@ PROMPT_WEIGHTS = {
     "point_embeddings.3": {"box", "box_clicks", "mask"},
     "mask_downscaling": {"box_clicks", "mask"},
 }
-"""Weights of the prompt encoder that not every kind of prompt uses: clicks beside and on the object, box corners, dense prompts."""
+"""Weights of the prompt encoder that not every kind of prompt uses: clicks beside and on the object, box corners, masks."""
 
 LORA_TARGETS = {
     "encoder": r"image_encoder\.trunk\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.layers\.\d+)",
@@ -65,7 +65,7 @@ def trainable_parts(
         sam2: the network.
         parts: of `PARTS`.
         losses: heads whose loss has no weight are frozen too.
-        multimask: whether lone clicks and tracked frames are answered with three masks; the mask tokens behind them are frozen if not.
+        multimask: whether lone clicks and tracked frames get three masks; if not, the tokens behind these are frozen.
         kinds: of prompts that objects get; of the prompt encoder, only what they use trains.
         cached: whether encoded images are kept: the decoder then trains without its `high_res` part, unless that is named too.
 

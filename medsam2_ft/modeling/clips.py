@@ -1,6 +1,6 @@
 """The differentiable SAM2 forward of the memory path: prompt the first frame of each clip, track through the others.
 
-Numbers of masks are as stock tracking has them: three to choose from on tracked frames, unless the network's config turns that off.
+Tracked frames get as many masks as in stock tracking: three to choose from, unless the network's config turns that off.
 
 Stock `track_step` blanks the logits of frames on which the object score says "absent", so a wrong score meets the mask loss with
 constant logits: no gradient, and a loss in the hundreds. Here the loss sees the decoder's own logits and only the memory sees the

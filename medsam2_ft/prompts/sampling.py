@@ -1,7 +1,7 @@
 """Prompts sampled from masks: pure functions of a mask or box and a numpy generator.
 
-Boxes are (x0, y0, x1, y1) in pixels, half-open; clicks are (x, y), the column and row of a pixel, as a mouse gives them. No function
-here keeps state, so a draw can be repeated from its generator alone.
+Boxes are (x0, y0, x1, y1) in pixels, half-open; clicks are (x, y), the column and row of a pixel, as a mouse gives them. No
+function here keeps state, so a draw can be repeated from its generator alone.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class BoxJitter:
     """How far a training box may lie from the tight one.
 
     Attributes:
-        kind: `outward` moves each side away from the object (the paper); `shift` moves each side either way; `loose` moves all sides
-            away by one draw, which enlarges the box about its centre; `tight` moves none.
+        kind: `outward` moves each side away from the object (the paper); `shift` moves each side either way; `loose` moves all
+            sides away by one draw, which enlarges the box about its centre; `tight` moves none.
         unit: `image` measures `amount` in sides of the image, `box` in sides of the box (proportional).
         amount: the largest move; 5/256 of the image is the paper's.
         steps: draw whole steps of amount / steps, as the paper does (5: pixels of its 256 grid); None draws continuously.
@@ -108,7 +108,7 @@ def sample_clicks(region_NHW: Tensor, truth_NHW: Tensor, rng: np.random.Generato
     """One click on each of N regions, uniform over its pixels, labelled by what truly lies there.
 
     Args:
-        region_NHW: bool, where to click: the object, or where a prediction of it is wrong. In an empty one the click may lie anywhere.
+        region_NHW: bool, where to click: the object, or where a prediction is wrong. If empty, the click may lie anywhere.
         truth_NHW: bool, the objects.
         rng: one number a region is drawn from it, on the host, so that all devices click alike.
 

@@ -27,9 +27,9 @@ class PromptSettings:
     """What objects are prompted with in training.
 
     Attributes:
-        kinds: share of steps of each of `KINDS`, in any unit. `point` is one click on the object; `box_clicks` a box and then clicks
-            where the answer is wrong, each round fed the answer before it; `mask` a box and then its own answer as a dense prompt,
-            without gradient through it.
+        kinds: share of steps of each of `KINDS`, in any unit. `point` is one click on the object; `box_clicks` a box and then
+            clicks where the answer is wrong, each round fed the answer before it; `mask` a box and then its own answer as a
+            dense prompt, without gradient through it.
         box: how boxes leave the tight one.
         clicks: correction rounds of `box_clicks`.
         rounds: take the loss on `every` answer, as SAM2's own training does, or on the `last`.

@@ -22,8 +22,8 @@ class OptimiserSettings:
     Attributes:
         lr: of the decoder and everything else but the encoder.
         encoder_lr: of the image encoder; None for the same.
-        layer_decay: factor on the encoder's rate from one trunk block to the one before it, as in fine-tuning MAE (He 2022); the patch
-            embedding is one more below the first block. None keeps one rate; SAM2's own training has 0.9.
+        layer_decay: factor on the encoder's rate from one trunk block to the one before it, as in fine-tuning MAE (He 2022); the
+            patch embedding is one more below the first block. None keeps one rate; SAM2's own training has 0.9.
         weight_decay: on matrices and kernels; norms, biases and embeddings of one dimension have none unless `decay_all`.
         decay_all: decay every weight, as the paper's authors do.
         schedule: `cosine` falls to `final_ratio` of the rate, `constant` stays.
@@ -54,7 +54,7 @@ class OptimiserSettings:
 
 
 def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict[str, object]]:
-    """Trainable parameters by rate and decay, empty groups left out; names follow the two, and the trunk block under layer decay."""
+    """Trainable parameters by rate and decay, empty groups left out; names follow them, and the block under layer decay."""
     depth = 1 + max((block for name, _ in model.named_parameters() if (block := _block(name)) is not None), default=0)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     rates: dict[str, float] = {}

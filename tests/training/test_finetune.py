@@ -9,8 +9,10 @@ from blobs import write_blobs
 from medsam2_ft.data.augment import PRESETS, ClipAugmentation
 from medsam2_ft.data.batch import collate
 from medsam2_ft.data.datamodule import PromptedDataModule
+from medsam2_ft.inference.predictor import Predictor
 from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import LoraSettings, add_lora, trainable_parts
+from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.modeling.weights import merge_lora
 from medsam2_ft.training.callbacks import ValidationOverlays
@@ -76,11 +78,14 @@ def test_lora_starts_as_the_base_and_merges_to_the_adapted(tiny_segmenter, root,
     torch.testing.assert_close(merged(*ask).logits_N1hw, adapted, atol=1e-4, rtol=1e-4)
 
 
-def test_clip_forward_is_what_propagation_does(tiny_predictor, rng):
+@pytest.mark.parametrize("multimask", [False, True])
+def test_clip_forward_is_what_propagation_does(tiny_spec, rng, multimask):
     """With the true masks given on the first slice, training sees the logits that inference thresholds."""
     from medsam2_ft.inference.propagate import propagate
 
-    segmenter = tiny_predictor.segmenter
+    torch.manual_seed(0)
+    segmenter = PromptedSegmenter(tiny_spec.without_overrides(SINGLE_MASK) if multimask else tiny_spec)
+    tiny_predictor = Predictor(segmenter, precision="fp32")
     segmenter.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(5)
     images = rng.integers(0, 256, (4, 8, 8), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     masks = np.zeros((2, 64, 64), bool)
@@ -95,6 +100,7 @@ def test_clip_forward_is_what_propagation_does(tiny_predictor, rng):
             image_index_N=torch.zeros(2, dtype=torch.long),
             masks_N1SS=torch.from_numpy(masks).float()[:, None],
         )
+    assert [answer.logits_NMhw.shape[1] for _, answer in answers] == [1, *[3 if multimask else 1] * 3]
     tracked = dict(propagate(tiny_predictor, images, conditioning={0: masks}))
     for t in range(1, 4):
         logits = torch.nn.functional.interpolate(dict(answers)[t].logits_N1hw, (64, 64), mode="bilinear")[:, 0]
