@@ -17,6 +17,7 @@ from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import trainable_parts
 from medsam2_ft.modeling.build import SAM2Spec
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
+from medsam2_ft.training.embeddings import EmbeddingCaching
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings
 
@@ -43,15 +44,17 @@ def main(settings: dict) -> None:
     torch.manual_seed(0)
     spec = SAM2Spec(settings["config"], tuple(settings["overrides"]), settings["image_size"])
     segmenter = PromptedSegmenter(spec)
-    losses = LossWeights()
-    trainable_parts(segmenter.sam2, ["encoder", "decoder", "no_memory"], losses=losses)
+    losses, cached = LossWeights(), settings.get("cached", False)
+    parts = ["decoder", "no_memory"] if cached else ["encoder", "decoder", "no_memory"]
+    trainable_parts(segmenter.sam2, parts, losses=losses, cached=cached)
     module = FineTuner(segmenter, losses=losses, optim=OptimiserSettings(lr=1e-3))
-    data = PromptedDataModule(
-        settings["root"], batch_size=2, num_workers=1, augmentation=ClipAugmentation("grey"), seed=5
-    )
+    augmentation = None if cached else ClipAugmentation("grey")
+    data = PromptedDataModule(settings["root"], batch_size=2, num_workers=1, augmentation=augmentation, seed=5)
     callbacks = [
         ModelCheckpoint(run, filename="step", every_n_train_steps=1, save_last=True, enable_version_counter=False)
     ]
+    if cached:
+        callbacks.append(EmbeddingCaching())
     if settings["ema"]:
         callbacks.append(EMAWeightAveraging(decay=0.9))
     if settings.get("kill_at"):

@@ -1,7 +1,11 @@
 """Decoder tuning on cached embeddings: the same training, without the encoder."""
 
 import collections
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -13,11 +17,14 @@ from medsam2_ft.data.datamodule import PromptedDataModule
 from medsam2_ft.errors import UserError
 from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import trainable_parts
+from medsam2_ft.modeling.commands import stock_call
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
+from medsam2_ft.modeling.weights import read_checkpoint
 from medsam2_ft.training.embeddings import EmbeddingCaching, embedding_key, embedding_shapes, require_cacheable
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["decoder", "no_memory"]
 
 
@@ -127,3 +134,23 @@ def test_what_a_cache_cannot_follow_is_refused(tiny_segmenter, how, sentence):
     trainable_parts(tiny_segmenter.sam2, how.pop("parts"), losses=LossWeights())
     with pytest.raises(UserError, match=sentence):
         require_cacheable(tiny_segmenter, **how)
+
+
+def test_decoder_tuning_from_the_command_line_opens_in_stock_sam2(tmp_path):
+    write_blobs(tmp_path / "sample_data", splits="train train val")
+    command = [sys.executable, str(ROOT / "train.py"), "finetune=decoder", "model.weights=null", "model.image_size=64"]
+    command += ["trainer.max_epochs=2", "trainer.accelerator=cpu", "data.num_workers=1", "hydra.run.dir=run"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "sample_data" / ".cache" / "embeddings").rglob("*.npy"))) == 12
+    exported = read_checkpoint(tmp_path / "run" / "model.pt")
+    before = PromptedSegmenter(exported.spec()).sam2.state_dict()
+    assert exported.state.keys() == before.keys()
+    script = stock_call(exported) + "import numpy as np\npredictor.set_image(np.zeros((64, 64, 3), np.uint8))\n"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+    refused = [*command, "data.augmentation=grey"]
+    done = subprocess.run(refused, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "error: data.augmentation makes every image new" in done.stderr

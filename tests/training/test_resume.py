@@ -42,6 +42,7 @@ def root(tmp_path_factory):
     ("kill_at", "how"),
     [
         (6, {}),  # the second epoch's first batch: inside an accumulation window
+        (4, {"cached": True}),
         pytest.param(3, {"ema": True}, marks=pytest.mark.slow),
         pytest.param(5, {"ema": True}, marks=pytest.mark.slow),  # an epoch's end
         pytest.param(7, {"during_save": True}, marks=pytest.mark.slow),
