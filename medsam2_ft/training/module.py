@@ -91,15 +91,19 @@ class FineTuner(L.LightningModule):
             return [segmenter.features_of(batch.embeddings)]
         return [segmenter.encode(segmenter.normalise(batch.frame(t))) for t in range(batch.num_slices)]
 
-    def _step(self, batch: ClipBatch, stage: str) -> tuple[Tensor, int, list[tuple[int, Decoded]]]:
-        """The loss summed over objects and answers, the number of both, and the last answer on every slice."""
-        answers = self(batch, kind=self._kind if stage == "train" else "box")
+    def losses_of(self, batch: ClipBatch, *, kind: str) -> tuple[dict[str, Tensor], int, list[tuple[int, Decoded]]]:
+        """Terms of the loss summed over objects and answers, the number of both, and the last answer on every slice."""
+        answers = self(batch, kind=kind)
         last = list(dict(answers).items())
         counted = answers if self.prompts.rounds == "every" else last
         count = batch.num_objects * len(counted)
         targets = [self._targets(batch, t, self.loss_side) for t in range(batch.num_slices)]
         parts = [self._losses(decoded, targets[t], batch.labelled_at(t)) for t, decoded in counted]
-        terms = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}, count, last
+
+    def _step(self, batch: ClipBatch, stage: str) -> tuple[Tensor, int, list[tuple[int, Decoded]]]:
+        """The loss of a batch, logged by its terms, with what `losses_of` says beside it."""
+        terms, count, last = self.losses_of(batch, kind=self._kind if stage == "train" else "box")
         for name, term in terms.items():
             mean = term.detach() / max(count, 1)
             self.log(f"{stage}/{name}", mean, batch_size=count, sync_dist=True, on_step=False, on_epoch=True)

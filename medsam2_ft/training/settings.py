@@ -29,12 +29,14 @@ from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import LoraSettings, add_lora, trainable_parts
 from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.device import has_fast_bf16
+from medsam2_ft.modeling.recompute import checkpoint_trunk
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.modeling.weights import export_meta, load_weights, read_checkpoint
 from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
 from medsam2_ft.prompts.simulator import PromptSettings
 from medsam2_ft.training.callbacks import RunRecord, Throughput, ValidationOverlays
 from medsam2_ft.training.embeddings import EmbeddingCaching, require_cacheable
+from medsam2_ft.training.memory import FitCheck
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings, count_parameters
 from medsam2_ft.training.targets import TargetResize
@@ -89,6 +91,8 @@ class TrainerSettings:
     limit_val_batches: int | float = 1.0
     num_overlays: int = 4
     ema_decay: float | None = None
+    activation_checkpointing: bool = False
+    check_memory: bool = True
 
 
 def build_data(cfg: Any) -> PromptedDataModule:
@@ -119,6 +123,8 @@ def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
         path = fetch_weights(model.name) if model.weights == PRETRAINED else Path(model.weights)
         log.info("loaded %d of %d weights from %s", *(2 * [load_weights(segmenter.sam2, read_checkpoint(path))]), path)
     choose_trained(segmenter, finetune, prompts)
+    if cfg.trainer.activation_checkpointing:
+        checkpoint_trunk(segmenter.sam2)
     if finetune.cache_embeddings:
         require_cacheable(
             segmenter, clip_length=finetune.clip_length, augmentation=data.augmentation, synthetic=data.synthetic
@@ -276,4 +282,6 @@ def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callb
         callbacks.append(ValidationOverlays(run_dir / "overlays", count=settings.num_overlays))
     if cfg.finetune.cache_embeddings:
         callbacks.append(EmbeddingCaching())
+    if settings.check_memory:
+        callbacks.append(FitCheck())  # behind the cache, which it reads
     return callbacks
