@@ -117,9 +117,13 @@ def models(argv: list[str]) -> None:
 
 
 def _print_summary(rows: "pd.DataFrame") -> None:
-    from medsam2_ft.benchmark.statistics import summarise
+    from medsam2_ft.benchmark.statistics import summarise, summarise_sweep
 
     table = Table("model", "modality", "objects", "DSC", "NSD", box=None, pad_edge=False)
     for line in summarise(rows, by=("model", "modality")).itertuples():
         table.add_row(line.model, line.modality or "-", str(line.num), f"{line.dsc_mean:.3f}", f"{line.nsd_mean:.3f}")
-    Console().print(table)
+    sweep = Table("model", "pass", "objects", "DSC", "NSD", box=None, pad_edge=False)
+    for line in summarise_sweep(rows).itertuples():
+        sweep.add_row(line.model, line.name, str(line.num), f"{line.dsc:.3f}", f"{line.nsd:.3f}")
+    for found in (found for found in (table, sweep) if found.row_count):
+        Console().print(found)

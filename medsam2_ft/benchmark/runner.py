@@ -90,6 +90,7 @@ def run_benchmark(
 
     Raises:
         DataError: if no case takes part.
+        CheckpointError: if no model at all could be opened.
         ConfigError: for an unknown model, or if `out` holds a run of another protocol.
     """
     labels = [split_spec(model)[0] for model in models]
@@ -98,12 +99,14 @@ def run_benchmark(
     cases = _cases(roots, split, protocol, limit)
     run = Run.open(out, protocol, roots=roots, split=split)
     jobs: list[Job] = []
+    opened = 0
     for model in models:
         record = _try_model(model, devices[0], keep_open=workers == 1)
         run.add(record)
         if record.reason:
             tqdm.write(f"{record.name}: left out, {record.reason}")
             continue
+        opened += 1
         wanted = [Job(model, root, case, key, protocol, out) for root, case, key in cases]
         jobs += [job for job in wanted if not _is_done(job, record.checkpoint_sha256)]
     try:
@@ -111,6 +114,8 @@ def run_benchmark(
     finally:
         table = collect(out, run)
     run.close(table)
+    if not opened:
+        raise CheckpointError(f"none of the models could be opened, so nothing was measured: {', '.join(models)}")
     return table
 
 

@@ -56,6 +56,14 @@ def summarise(rows: pd.DataFrame, *, by: Sequence[str] = ("model", "modality"), 
     return pd.DataFrame(lines)
 
 
+def summarise_sweep(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a model and robustness pass: `model`, `name` (looseness=0.1), `num` objects, mean `dsc` and `nsd`."""
+    passes = rows[(rows["status"] == OK) & rows["protocol"].str.contains("/", regex=False)]
+    passes = passes.assign(name=passes["protocol"].str.split("/", n=1).str[1])
+    groups = passes.groupby(["model", "name"], sort=False)
+    return groups.agg(num=("dsc", "size"), dsc=("dsc", "mean"), nsd=("nsd", "mean")).reset_index()
+
+
 def bootstrap_interval(
     values: NDArray[np.float64], patients: NDArray[np.object_], *, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:

@@ -24,7 +24,7 @@ def train(cfg: Any, *, run_dir: Path) -> float:
         run_dir: for checkpoints, logs, pictures and the export.
 
     Returns:
-        The best validation DSC.
+        The best validation DSC; 0 where the run ended before its first validation.
     """
     resume = None if cfg.ckpt_path is None else resumable(Path(cfg.ckpt_path))
     torch.set_float32_matmul_precision("high")
@@ -34,11 +34,12 @@ def train(cfg: Any, *, run_dir: Path) -> float:
     trainer = build_trainer(cfg, run_dir)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = trainer.checkpoint_callback
-    score = float(best.best_model_score) if best is not None and best.best_model_score is not None else 0.0  # type: ignore[attr-defined]
+    validated = best is not None and best.best_model_score is not None  # type: ignore[attr-defined]
+    score = float(best.best_model_score) if validated else 0.0  # type: ignore[union-attr]
     if trainer.is_global_zero and cfg.export:
         path = best.best_model_path or best.last_model_path  # type: ignore[union-attr]
         exported = export_checkpoint(read_checkpoint(path).state, run_dir / cfg.export, meta=module.meta)
-        log.info("best validation DSC %.4f; exported to %s", score, exported)
+        log.info("%s; exported to %s", f"best validation DSC {score:.4f}" if validated else "never validated", exported)
     return score
 
 

@@ -12,6 +12,7 @@ from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.report import write_report
 from medsam2_ft.benchmark.rows import COLUMNS, read_rows
 from medsam2_ft.benchmark.runner import run_benchmark
+from medsam2_ft.benchmark.statistics import summarise_sweep
 from medsam2_ft.errors import CheckpointError, ConfigError, DataError
 from medsam2_ft.metrics import dsc
 
@@ -93,6 +94,20 @@ def test_a_missing_model_and_a_failing_case_stop_nobody(dataset, tmp_path, model
     assert (table["status"] == "ok").sum() == 2 * 2 + 2
 
 
+def test_a_run_without_any_model_is_an_error(dataset, tmp_path, models):
+    with pytest.raises(CheckpointError, match="none of the models"):
+        run(dataset, tmp_path / "out", ["sam_vit_b"])
+
+
+def test_two_processes_give_the_rows_of_one(tmp_path):
+    root = write_dataset(tmp_path / "data", [image_case(f"image{i}") for i in range(3)])
+    tables = [run(root, tmp_path / f"{n}", ["sam2.1_nano"], workers=n).sort_values(["case", "label"]) for n in (1, 2)]
+    assert len(tables[0]) == 3
+    assert (tables[0]["status"] == "ok").all()
+    for column in ("case", "label", "dsc", "nsd", "checkpoint_sha256"):
+        assert list(tables[0][column]) == list(tables[1][column])
+
+
 def test_kinds_splits_and_protocols_are_kept_apart(dataset, tmp_path, models):
     table = run(dataset, tmp_path / "out", protocol=Protocol("p", kinds=("volume",), targets="region"))
     assert set(table.loc[table["status"] == "skipped", "case"]) == {"image0", "image1"}
@@ -124,7 +139,9 @@ def test_the_report_stands_alone(dataset, tmp_path, models):
 def test_a_sweep_has_its_curves(tmp_path, models):
     root = write_dataset(tmp_path / "data", [image_case()])
     protocol = Protocol("r", min_px=20, sweep={"looseness": (0.0, 0.5)}, keep_masks=False)
-    run(root, tmp_path / "out", protocol=protocol)
+    table = summarise_sweep(run(root, tmp_path / "out", protocol=protocol))
+    assert list(table["name"]) == ["looseness=0", "looseness=0.5"]
+    assert table["dsc"].iloc[0] > table["dsc"].iloc[1]
     html, _ = write_report(tmp_path / "out")
     assert "Robustness to the prompt" in html.read_text()
     assert not (tmp_path / "out" / "masks").exists()
