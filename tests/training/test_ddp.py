@@ -1,5 +1,11 @@
-"""Two ranks with unequal numbers of labels give the gradients and the validation DSC of one process."""
+"""Two ranks with unequal numbers of labels give the gradients and the validation DSC of one process, and stay alike however they
+are tuned and prompted."""
 
+import itertools
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -13,6 +19,7 @@ from medsam2_ft.data.datamodule import PromptedDataModule
 from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import trainable_parts
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
+from medsam2_ft.prompts.simulator import KINDS
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings
 
@@ -69,6 +76,33 @@ def test_two_ranks_equal_one(tiny_spec, tmp_path):
     torch.testing.assert_close(
         torch.load(tmp_path / "2" / "dsc.pt"), torch.load(tmp_path / "1" / "dsc.pt"), atol=2e-3, rtol=0
     )
+
+
+WAYS = [f"finetune={name}" for name in ("full", "decoder", "lora", "memory", "meta")]
+MORE_MIXES = [
+    ("finetune=full finetune.train=[encoder,decoder,no_memory,prompt_encoder]", "box"),
+    ("finetune=full finetune.train=[encoder,decoder,no_memory,prompt_encoder]", "box_clicks"),
+    ("finetune=meta finetune.train=[memory,encoder,decoder] finetune.clip_length=3", "point"),
+    ("finetune=meta finetune.train=[memory,encoder,decoder] finetune.clip_length=3", "box_clicks"),
+]
+
+
+def test_two_ranks_stay_alike_in_every_mix_of_tuning_and_prompts(tiny_spec):
+    """One pair of processes, as torchrun starts them, goes through all mixes; on one step a rank has no object."""
+    mixes = [*itertools.product(WAYS, KINDS), *MORE_MIXES]
+    settings = {
+        "config": tiny_spec.sam2_config, "overrides": tiny_spec.overrides, "image_size": tiny_spec.image_size, "mixes": mixes,
+    }  # fmt: skip
+    here = Path(__file__).resolve()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(here.with_name("mixes.py")), json.dumps(settings)],
+        env={**os.environ, "PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=380, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    for overrides, kind in mixes:
+        assert f"{overrides} x {kind}: " in done.stdout
 
 
 @pytest.mark.parametrize("samples", [1, 7, 16])
