@@ -19,6 +19,7 @@ GROUPS = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.glob("*/*.yaml"))
         ("optim.lrr=1", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("modle=sam2_tiny", "modle"),
         ("model=sam2.1_tinny", "there is no model=sam2.1_tinny; did you mean 'sam2.1_tiny'?"),
+        ("prompts.kinds.pont=1", "there is no setting 'prompts.kinds.pont'; did you mean 'prompts.kinds.point'?"),
         ("trainer.devises=4", "did you mean 'trainer.devices'?"),
         ("optim.lr=[1", "cannot read 'optim.lr=[1'"),
     ],

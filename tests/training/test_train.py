@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from blobs import write_blobs
+from omegaconf import OmegaConf
 
 from medsam2_ft.inference.predictor import Predictor
+from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.commands import stock_call
+from medsam2_ft.modeling.segmenter import Points
 from medsam2_ft.modeling.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +71,45 @@ def test_export_opens_in_stock_sam2_by_the_call_that_inspect_prints(finished_run
     ours = predictor.predict(predictor.embed(image), boxes_N4=[[10, 12, 70, 60]])
     np.testing.assert_array_equal(ours.masks_NHW, stock["masks"].astype(bool))
     np.testing.assert_allclose(ours.logits_Nhw.clamp(-32, 32).numpy(), stock["logits"], atol=1e-4)
+
+
+def test_sweep_by_joblib_leaves_runs_whose_three_masks_stock_sam2_answers_alike(tmp_path, rng):
+    """Two rates at a time, tuned as Meta does: the exports keep SAM2's multimask output, because its tokens were trained."""
+    write_blobs(tmp_path / "sample_data", splits="train train val")
+    done = run_train(
+        "-m", *SMALL, "trainer.limit_train_batches=2", "finetune=meta", "prompts=mixed", "optim.lr=1e-4,3e-4",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = [tmp_path / "sweep" / str(number) for number in (0, 1)]
+    assert [OmegaConf.load(run / "config.yaml").optim.lr for run in runs] == [1e-4, 3e-4]
+    first, second = (read_checkpoint(run / "model.pt") for run in runs)
+    assert not any(
+        torch.equal(first.state[key], second.state[key]) for key in first.state if ".mlp.layers.0.weight" in key
+    )
+    assert not set(SINGLE_MASK) & set(first.meta["sam2_overrides"])
+
+    image = rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    script = stock_call(first) + (
+        "import numpy as np\n"
+        f"predictor.set_image(np.load({str(tmp_path / 'image.npy')!r}))\n"
+        "masks, iou, logits = predictor.predict(point_coords=np.array([[40, 30.]]), point_labels=np.array([1]))\n"
+        f"np.savez({str(tmp_path / 'stock.npz')!r}, iou=iou, logits=logits)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    stock = np.load(tmp_path / "stock.npz")
+    segmenter = Predictor.from_checkpoint(first.path, device="cpu", precision="fp32").segmenter
+    with torch.no_grad():
+        features = segmenter.encode(segmenter.normalise([torch.from_numpy(image)]))
+        click = segmenter.scale_points(torch.tensor([[[40.0, 30.0]]]), torch.tensor([[80, 96]]))
+        points = Points(click, torch.ones(1, 1, dtype=torch.int32))
+        ours = segmenter.decode_embedding(
+            segmenter.without_memory(features.embedding_BChw), features.high_res, points=points, mask_logits_N1hw=None,
+            multimask=segmenter.wants_several(points),
+        )  # fmt: skip
+    np.testing.assert_allclose(ours.logits_NMhw[0].clamp(-32, 32).numpy(), stock["logits"], atol=1e-4)
+    np.testing.assert_allclose(ours.iou_NM[0].numpy(), stock["iou"], atol=1e-4)
 
 
 def test_last_ckpt_loads_without_running_code_and_exports(finished_run, tmp_path):
