@@ -55,7 +55,7 @@ def cache_case(record: Record, *, root: Path, cache_dir: Path | None = None) -> 
         cache_dir: where copies go; `ROOT/.cache` by default.
 
     Raises:
-        DataError: if the npz is missing or damaged, or holds no masks.
+        DataError: if the npz is missing or damaged, or holds no masks, or the copy cannot be written.
     """
     path = root / record.file
     if not path.is_file():
@@ -63,7 +63,13 @@ def cache_case(record: Record, *, root: Path, cache_dir: Path | None = None) -> 
     stat = path.stat()
     folder = (cache_dir or root / CACHE_FOLDER) / f"{record.case}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
     if not (folder / "case.json").is_file():
-        _write(Case.load(path), folder, labels=record.labels)
+        try:
+            _write(Case.load(path), folder, labels=record.labels)
+        except OSError as error:
+            raise DataError(
+                f"the memory-mapped copy of {record.case} cannot be written under {folder.parent} ({error.strerror}); "
+                "set data.cache_dir to a folder with room that may be written to"
+            ) from None
     index = json.loads((folder / "case.json").read_text())
     objects = [[(str(region), int(instance)) for region, instance in found] for found in index["objects"]]
     return CachedCase(folder, record.case, index["labels"], objects)

@@ -234,6 +234,17 @@ class Case:
         )
 
 
+def read_recipe(path: Path) -> dict[str, Any] | None:
+    """The intensity recipe that an npz records, without unpacking its images; None where it records none.
+
+    Raises:
+        DataError: as `Case.load`.
+    """
+    stored = read_arrays(path, only=("window",)).get("window")
+    recipe: dict[str, Any] | None = None if stored is None else json.loads(str(stored))
+    return recipe
+
+
 _SCALARS = {
     "modality": str, "patient": str, "source": str, "source_sha256": str, "fingerprint": str, "instances": bool,
     "fps": float,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from medsam2_ft.data.audit import require_sound
 from medsam2_ft.data.batch import ClipBatch, collate
 from medsam2_ft.data.cache import CachedCase, cache_case
-from medsam2_ft.data.case import Case
+from medsam2_ft.data.case import read_recipe
 from medsam2_ft.data.dataset import Augmentation, SliceDataset, labelled_slices
 from medsam2_ft.data.manifest import Record, read_manifest
 from medsam2_ft.data.sampler import EpochBatches, RankShare
@@ -94,8 +94,8 @@ class PromptedDataModule(L.LightningDataModule):
     def recipe(self) -> dict[str, Any] | None:
         """The intensity recipe that all training cases share, or None where they differ or record none."""
         records = self._records("train")
-        some = records[:: -(-len(records) // 50) or 1]  # spread over all datasets; reading every case would take long
-        recipes = [Case.load(folder / record.file).recipe for folder, record in some]
+        some = records[:: -(-len(records) // 50) or 1]  # spread over all datasets; opening every case would take long
+        recipes = [read_recipe(folder / record.file) for folder, record in some]
         return recipes[0] if recipes and all(recipe == recipes[0] for recipe in recipes) else None
 
     @property

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from medsam2_ft.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
-def checkpoint_trunk(sam2: nn.Module) -> None:
+
+def checkpoint_trunk(sam2: SAM2Base) -> None:
     """Let each trunk block keep its input only and run again in the backward pass (Chen 2016); gradients stay the same.
 
     Raises:

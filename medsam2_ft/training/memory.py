@@ -34,7 +34,7 @@ BY_ROUNDS = ("point", "box", "mask", "box_clicks")
 """Kinds of prompts, those with more decoder passes a step last."""
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made under it that live at once.
 
     Attributes:
@@ -43,7 +43,7 @@ class PeakMemory(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device_type, self.live, self.peak = device.type, 0, 0
         self._seen: dict[int, Any] = {}
 
