@@ -70,8 +70,7 @@ def prompt_slice(truth: SparseMask, protocol: Protocol, *, offset: float = 0.0) 
     Args:
         truth: of the object, not empty.
         protocol: middle, largest or first.
-        offset: share of the way from there to the end of the object's range, upwards if positive; the nearest slice
-        that
+        offset: share of the way from there to the end of the object's range, upwards if positive; the nearest slice that
             shows the object is taken.
     """
     slices = truth.slices
@@ -117,9 +116,8 @@ def disturb(box: Box, rng: np.random.Generator, *, knob: str, value: float, shap
     Args:
         box: half-open, in pixels.
         rng: the direction of a shift is drawn from it.
-        knob: "looseness" moves each side out by `value` of the box's side; "shift" moves the whole box by that much
-        along a
-            random direction; any other knob leaves it.
+        knob: "looseness" moves each side out by `value` of the box's side; "shift" moves the whole box by that much along
+            a random direction; any other knob leaves it.
         value: share of the box's side.
         shape_hw: image height and width in pixels.
     """
