@@ -62,9 +62,8 @@ def propagate(
 ) -> Iterator[tuple[int, Masks]]:
     """Yield every slice in [low, high) once, with the masks of all objects on it.
 
-    One upward sweep from the first conditioning slice to the end, then one downward sweep from it to the start. The
-    downward sweep
-    starts from the conditioning slices alone, as the paper's authors do, so neither direction sees the other's guesses.
+    One upward sweep from the first conditioning slice to the end, then one downward sweep from it to the start. The downward
+    sweep starts from the conditioning slices alone, as the paper's authors do, so neither direction sees the other's guesses.
 
     Args:
         predictor: the model.
