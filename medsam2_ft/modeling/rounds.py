@@ -65,6 +65,6 @@ class PromptRounds:
     def _masks(self, decoded: Decoded) -> list[Tensor]:
         """Thresholded answers at the native size of each image."""
         truths = self.simulator.masks
-        parts = decoded.logits_N1hw.split([len(truth) for truth in truths])
+        parts = torch.split(decoded.logits_N1hw, [len(truth) for truth in truths])
         sizes = [(truth.shape[-2], truth.shape[-1]) for truth in truths]
         return [resize_logits(part, size) > 0 for part, size in zip(parts, sizes, strict=True)]

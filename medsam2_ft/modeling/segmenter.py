@@ -204,7 +204,8 @@ class PromptedSegmenter(nn.Module):
 
     def without_memory(self, embedding_BChw: Tensor) -> Tensor:
         """Embeddings as the decoder wants them on a frame that remembers nothing."""
-        return embedding_BChw + self.sam2.no_mem_embed.view(1, -1, 1, 1)
+        carried: Tensor = embedding_BChw + self.sam2.no_mem_embed.view(1, -1, 1, 1)
+        return carried
 
     def decode_embedding(
         self,

@@ -35,6 +35,7 @@ from medsam2_ft.modeling.weights import export_meta, load_weights, read_checkpoi
 from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
 from medsam2_ft.prompts.simulator import PromptSettings
 from medsam2_ft.training.callbacks import RunRecord, Throughput, ValidationOverlays
+from medsam2_ft.training.checkpoints import AtomicCheckpoints
 from medsam2_ft.training.embeddings import EmbeddingCaching, require_cacheable
 from medsam2_ft.training.memory import FitCheck
 from medsam2_ft.training.module import FineTuner
@@ -194,6 +195,7 @@ def build_trainer(cfg: Any, run_dir: Path) -> L.Trainer:
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings),
+        plugins=[AtomicCheckpoints()],
         precision=_precision(settings),  # type: ignore[arg-type]
         max_epochs=settings.max_epochs,
         max_steps=settings.max_steps,
