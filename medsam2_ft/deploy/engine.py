@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medsam2_ft.inference.predictor import Embedding, Predictor
 
-Sweep = Callable[..., Iterator[tuple[int, NDArray[np.bool_]]]]
+Sweep = Callable[..., Iterator[tuple[int, int, NDArray[np.bool_]]]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Engine:
             checkpoints: what clients may choose from, by name; the first is the default. Values are paths or zoo names.
             device: "auto", "cpu", "cuda" or "mps".
             limits: sizes of the caches.
-            open_model, sweep: stand in for `Predictor.from_checkpoint` and `propagate` in tests.
+            open_model, sweep: stand in for `Predictor.from_checkpoint` and `propagate_groups` in tests.
         """
         assert checkpoints, "an engine needs a checkpoint"
         limits = limits or Limits()
@@ -167,9 +167,7 @@ class Engine:
         if asked:
             with self.turns.click():
                 predictor, embedding = self._embedding(view, index, model)
-                for (
-                    positions
-                ) in asked.values():  # a batch holds prompts of one form: as many points, with or without box
+                for positions in asked.values():  # of one form: as many points, with or without box
                     prediction = predictor.predict(embedding, **_stack([prompts[i] for i in positions], predictor))
                     masks_NHW[positions] = prediction.masks_NHW
                     iou_N[positions] = np.asarray(prediction.iou_N, np.float32)
@@ -207,15 +205,16 @@ class Engine:
         with self.turns.background():
             predictor = self._predictor(model)
         total, done = len(conditioning) * (high - low), 0
-        for object_ids, masks_by_slice in conditioning:
-            sweep = self._propagate(predictor, view.imgs, conditioning=masks_by_slice, low=low, high=high)
-            while True:
-                with self.turns.background():
-                    step = next(sweep, None)
-                if step is None:
-                    break
-                done += 1
-                yield min(done / total, 1.0), step[0], dict(zip(object_ids, step[1], strict=True))
+        groups = [masks_by_slice for _, masks_by_slice in conditioning]
+        sweep = self._propagate(predictor, view.imgs, groups=groups, low=low, high=high)
+        while True:
+            with self.turns.background():
+                step = next(sweep, None)
+            if step is None:
+                break
+            done += 1
+            index, number, masks = step
+            yield min(done / total, 1.0), index, dict(zip(conditioning[number][0], masks, strict=True))
 
     def _conditioning(
         self, view: View, prompts: Sequence[Prompt], model: str | None
@@ -238,9 +237,9 @@ class Engine:
     def _propagate(self, predictor: Predictor, imgs: NDArray[np.uint8], **options: Any) -> Iterator[Any]:
         if self._sweep is not None:
             return self._sweep(predictor, imgs, **options)
-        from medsam2_ft.inference.propagate import propagate
+        from medsam2_ft.inference.propagate import propagate_groups
 
-        return propagate(predictor, imgs, **options)
+        return propagate_groups(predictor, imgs, **options)
 
     def _embedding(self, view: View, index: int, model: str | None) -> tuple[Predictor, Embedding]:
         predictor = self._predictor(model)

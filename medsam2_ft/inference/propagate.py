@@ -6,8 +6,9 @@ one. Frames stay uint8 on the host and only as many memories are kept as the net
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +98,46 @@ def propagate(
             yield t, conditioning[t] if t in conditioning else tracker.step(t, reverse=direction == "down")
     if "up" not in directions:
         yield start, conditioning[start]
+
+
+def propagate_groups(
+    predictor: Predictor,
+    images: NDArray[np.uint8],
+    *,
+    groups: Sequence[Mapping[int, Masks]],
+    low: int = 0,
+    high: int | None = None,
+) -> Iterator[tuple[int, int, Masks]]:
+    """`propagate` for groups of objects that are prompted on different slices; they advance together and share encodings.
+
+    Args:
+        predictor: the model.
+        images: uint8 (T, H, W) or (T, H, W, 3).
+        groups: each with the masks of its objects on its own conditioning slices.
+        low: first slice.
+        high: last slice + 1; the end by default.
+
+    Yields:
+        (t, index of the group, masks of its objects on slice t): every slice in [low, high) once for each group.
+    """
+    features = FeatureCache(predictor, images)
+    for direction, sign in (("up", 1), ("down", -1)):
+
+        def sweep(number: int, direction: str = direction) -> Iterator[tuple[int, int, Masks]]:
+            slices = propagate(
+                predictor,
+                images,
+                conditioning=groups[number],
+                low=low,
+                high=high,
+                directions=(direction,),
+                features=features,
+            )
+            start = min(groups[number])
+            return ((t, number, masks) for t, masks in slices if direction == "up" or t != start)
+
+        sweeps = [sweep(number) for number in range(len(groups))]
+        yield from heapq.merge(*sweeps, key=lambda step, sign=sign: sign * step[0])
 
 
 class _Tracker:

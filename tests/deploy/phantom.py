@@ -67,16 +67,17 @@ class PhantomPredictor:
         return PhantomPrediction(masks, np.ones(num, np.float32))
 
 
-def sweep(predictor: Any, imgs: np.ndarray, *, conditioning: dict[int, np.ndarray], low: int, high: int):
-    """Every slice of low..high-1, with the 3D regions that the conditioning masks touch."""
+def sweep(predictor: Any, imgs: np.ndarray, *, groups: list[dict[int, np.ndarray]], low: int, high: int):
+    """For each group every slice of low..high-1, with the 3D regions that the conditioning masks touch."""
     grey = imgs if imgs.ndim == 3 else imgs.max(axis=-1)
     regions, _ = ndimage.label(grey > BRIGHT)
-    num = len(next(iter(conditioning.values())))
-    wanted = [
-        np.unique(np.concatenate([regions[t][masks[n]] for t, masks in conditioning.items()])) for n in range(num)
-    ]
-    for t in range(low, high):
-        yield t, np.stack([np.isin(regions[t], ids[ids > 0]) for ids in wanted])
+    for number, conditioning in enumerate(groups):
+        num = len(next(iter(conditioning.values())))
+        wanted = [
+            np.unique(np.concatenate([regions[t][masks[n]] for t, masks in conditioning.items()])) for n in range(num)
+        ]
+        for t in range(low, high):
+            yield t, number, np.stack([np.isin(regions[t], ids[ids > 0]) for ids in wanted])
 
 
 def phantom_engine(*, limits: Limits | None = None, sweep=sweep, predictor: PhantomPredictor | None = None) -> Engine:

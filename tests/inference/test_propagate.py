@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from medsam2_ft.errors import UserError
-from medsam2_ft.inference.propagate import FeatureCache, _Tracker, propagate
+from medsam2_ft.inference.propagate import FeatureCache, _Tracker, propagate, propagate_groups
 from medsam2_ft.modeling.build import resolve_config
 
 
@@ -74,6 +74,18 @@ def test_every_slice_once_and_only_the_range(tiny_predictor, frames, masks):
     assert order == [4, 5, 6, 7, 3, 2]
     down = [t for t, _ in propagate(tiny_predictor, frames, conditioning={4: masks}, directions=("down",))]
     assert sorted(down) == [0, 1, 2, 3, 4]
+
+
+def test_groups_answer_as_alone_and_share_encodings(tiny_predictor, frames, masks, monkeypatch):
+    groups = [{2: masks[:1]}, {6: masks[1:], 7: masks[1:]}]
+    alone = [dict(propagate(tiny_predictor, frames, conditioning=group, low=1)) for group in groups]
+    calls, embed = [], tiny_predictor.embed
+    monkeypatch.setattr(tiny_predictor, "embed", lambda image: calls.append(1) or embed(image))
+    steps = list(propagate_groups(tiny_predictor, frames, groups=groups, low=1))
+    assert len(calls) == 8
+    assert sorted((t, number) for t, number, _ in steps) == [(t, n) for t in range(1, 9) for n in (0, 1)]
+    for t, number, found in steps:
+        np.testing.assert_array_equal(found, alone[number][t])
 
 
 def test_memory_stays_bounded(tiny_predictor, rng, masks):
