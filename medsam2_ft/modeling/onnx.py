@@ -64,19 +64,24 @@ class Decoder(nn.Module):
         is_given = has_mask.reshape(-1, 1, 1, 1)
         dense = is_given * prompts._embed_masks(mask_logits) + (1 - is_given) * without
         grown = embedding + sam2.no_mem_embed.reshape(1, -1, 1, 1)
-        logits, iou, _, object_score = sam2.sam_mask_decoder(
+        logits, iou, _, object_score = sam2.sam_mask_decoder.predict_masks(
             image_embeddings=grown.expand(num_prompts, -1, -1, -1),
             image_pe=prompts.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=False,
             repeat_image=False,
             high_res_features=[
                 high_res_0.expand(num_prompts, -1, -1, -1),
                 high_res_1.expand(num_prompts, -1, -1, -1),
             ],
         )
-        return logits, iou[:, 0], object_score[:, 0]
+        if not sam2.multimask_output_in_sam:
+            return logits[:, :1], iou[:, 0], object_score[:, 0]
+        # As in `PromptedSegmenter.decode`: a lone click gets the best of masks 1-3. Counted as a sum, so that P stays dynamic.
+        is_lone = torch.ones_like(labels).sum(1) <= sam2.multimask_max_pt_num
+        chosen = torch.where(is_lone, 1 + iou[:, 1:].argmax(1), 0)[:, None]
+        best = logits.gather(1, chosen[..., None, None].expand(-1, -1, *logits.shape[-2:]))
+        return best, iou.gather(1, chosen)[:, 0], object_score[:, 0]
 
 
 def _embed_points(prompts: Any, points: Tensor, labels: Tensor) -> Tensor:

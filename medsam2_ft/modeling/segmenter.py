@@ -192,6 +192,8 @@ class PromptedSegmenter(nn.Module):
     ) -> Decoded:
         """One decoder call for N prompts over B encoded images, as on a frame without memory.
 
+        Lone clicks are answered with three masks where the network's config has it so, and the best of them is chosen.
+
         Args:
             features: of the B images.
             image_index_N: which image each prompt lies on.
@@ -200,7 +202,13 @@ class PromptedSegmenter(nn.Module):
         """
         picked = features.pick(image_index_N)
         embedding = self.without_memory(picked.embedding_BChw)
-        return self.decode_embedding(embedding, picked.high_res, points=points, mask_logits_N1hw=mask_logits_N1hw)
+        return self.decode_embedding(
+            embedding,
+            picked.high_res,
+            points=points,
+            mask_logits_N1hw=mask_logits_N1hw,
+            multimask=self.wants_several(points),
+        )
 
     def without_memory(self, embedding_BChw: Tensor) -> Tensor:
         """Embeddings as the decoder wants them on a frame that remembers nothing."""
@@ -255,7 +263,10 @@ class PromptedSegmenter(nn.Module):
         side = self.image_size // LOW_RES_STRIDE
         zeros = embedding_0Chw.new_zeros
         return Decoded(
-            zeros(0, num_masks, side, side).float(), zeros(0, num_masks).float(), zeros(0).float(), embedding_0Chw[:, :, 0, 0]
+            zeros(0, num_masks, side, side).float(),
+            zeros(0, num_masks).float(),
+            zeros(0).float(),
+            embedding_0Chw[:, :, 0, 0],
         )
 
     def forward(self, images: list[Tensor], boxes_N4: Tensor, image_index_N: Tensor) -> Decoded:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.onnx import write_onnx
 from medsam2_ft.modeling.segmenter import Points, PromptedSegmenter
 from medsam2_ft.modeling.zoo import zoo_entry
@@ -50,9 +51,11 @@ def check(segmenter: PromptedSegmenter, folder) -> None:
         np.testing.assert_allclose(score, expected.object_score_N.numpy(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_nano_equals_torch(tmp_path):
+@pytest.mark.parametrize("multimask", [False, True])
+def test_nano_equals_torch(tmp_path, multimask):
     torch.manual_seed(0)
-    segmenter = PromptedSegmenter(zoo_entry("sam2.1_nano").spec.resized(128))
+    spec = zoo_entry("sam2.1_nano").spec.resized(128)
+    segmenter = PromptedSegmenter(spec.without_overrides(SINGLE_MASK) if multimask else spec)
     write_onnx(segmenter, tmp_path, meta={"image_size": 128})
     check(segmenter, tmp_path)
     assert json.loads((tmp_path / "meta.json").read_text()) == {"image_size": 128}

@@ -6,6 +6,7 @@ import torch
 
 from medsam2_ft.data.batch import Clip, collate
 from medsam2_ft.errors import ConfigError
+from medsam2_ft.inference.predictor import Predictor
 from medsam2_ft.losses import LossWeights
 from medsam2_ft.modeling.adapt import UNSUPERVISED_TOKENS, trainable_parts
 from medsam2_ft.modeling.build import SINGLE_MASK
@@ -40,8 +41,10 @@ def several_masks(spec) -> PromptedSegmenter:
     return PromptedSegmenter(spec.without_overrides(SINGLE_MASK))
 
 
-def test_rounds_are_what_the_predictor_answers_to_the_same_prompts(tiny_predictor):
-    segmenter = tiny_predictor.segmenter
+@pytest.mark.parametrize("multimask", [False, True])
+def test_rounds_are_what_the_predictor_answers_to_the_same_prompts(tiny_spec, multimask):
+    segmenter = several_masks(tiny_spec) if multimask else PromptedSegmenter(tiny_spec)
+    tiny_predictor = Predictor(segmenter, precision="fp32")
     batch = collate([squares()])
     image, truth = batch.images[0][0].numpy(), batch.masks[0][:, 0]
     embedding = tiny_predictor.embed(image)
@@ -70,6 +73,7 @@ def test_rounds_are_what_the_predictor_answers_to_the_same_prompts(tiny_predicto
         )  # fmt: skip
         torch.testing.assert_close(answer.logits_N1hw[:, 0], expected.logits_Nhw)
     clicks, signs = PromptSimulator([truth], [3]).click_objects()
+    assert point[0].logits_NMhw.shape[1] == (3 if multimask else 1)
     expected = tiny_predictor.predict(embedding, points_NP2=clicks.numpy(), point_labels_NP=signs.numpy())
     torch.testing.assert_close(point[0].logits_N1hw[:, 0], expected.logits_Nhw)
     expected = tiny_predictor.predict(embedding, **prompts, mask_logits_Nhw=first.logits_Nhw)
