@@ -20,6 +20,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.requests import ClientDisconnect
 
 from medsam2_ft import __version__
 from medsam2_ft.deploy import messages as m
@@ -95,6 +96,7 @@ def create_app(
     app.include_router(router)
     app.add_exception_handler(UserError, _tell_user_error)
     app.add_exception_handler(RequestValidationError, _tell_validation_error)
+    app.add_exception_handler(ClientDisconnect, _tell_nobody)
     guard(app, api_key=api_key, is_local=is_local)
     return app
 
@@ -115,6 +117,11 @@ async def _tell_validation_error(request: Request, error: Exception) -> Response
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     return JSONResponse({"detail": f"The request's {where or 'body'} is wrong: {first['msg']}."}, status_code=422)
+
+
+async def _tell_nobody(request: Request, error: Exception) -> Response:
+    """A client that hangs up in the middle of an upload is no fault of the server's, and fills no log."""
+    return Response(status_code=400)
 
 
 async def _desk(request: Request) -> Desk:
