@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from medsam2_ft.data.batch import ClipBatch
 from medsam2_ft.errors import UserError
@@ -60,6 +61,7 @@ class FineTuner(L.LightningModule):
         self.losses, self.optim = losses, optim
         self.loss_side, self.target_resize = segmenter.image_size // loss_stride, target_resize
         self.meta, self.seed = meta or {}, seed
+        self._window_count = torch.zeros(())
 
     def setup(self, stage: str) -> None:
         """Make the metric for the regions of the data, the same on all ranks."""
@@ -122,13 +124,12 @@ class FineTuner(L.LightningModule):
         """True masks of all objects on slice t: (N, side, side)."""
         return resize_masks(batch.masks_at(t), side, how=self.target_resize)
 
-    def _mean_count(self, count: int) -> Tensor | float:
+    def _mean_count(self, count: int) -> Tensor:
         """Objects a rank, on average over ranks: DDP averages gradients, so sums divided by this give the single-process ones."""
-        if self.trainer.world_size == 1:
-            return max(count, 1)
         total = torch.tensor(float(count), device=self.device)
-        torch.distributed.all_reduce(total)
-        return total.clamp(min=1) / self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return total / self.trainer.world_size
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """Tie the step's randomness to its number; what decides which weights take part is the same on all ranks."""
@@ -138,15 +139,28 @@ class FineTuner(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Loss of one batch; the progress bar shows it beside the DSC of the training objects at low resolution."""
-        total, count, answers = self._step(batch, "train")
-        loss = total / self._mean_count(count)
+        total, own_count, answers = self._step(batch, "train")
+        count = self._mean_count(own_count)
+        loss = total / count.clamp(min=1 / self.trainer.world_size)
         self._check_finite(loss, batch)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=batch.num_objects)
+        self.log("dsc", self._batch_dsc(batch, answers), prog_bar=True, logger=False, batch_size=batch.num_objects)
+        if self.trainer.accumulate_grad_batches > 1:
+            self._window_count = self._window_count + count
+            loss = total
         if batch.num_slices > 1 or len(self.prompts.active) > 1 or not batch.num_objects:
             # Kinds of prompt leave different weights out, and no objects leave out all: a zero keeps them in DDP's reduction.
             loss = loss + 0.0 * torch.stack([p.sum() for p in self.segmenter.parameters() if p.requires_grad]).sum()
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=batch.num_objects)
-        self.log("dsc", self._batch_dsc(batch, answers), prog_bar=True, logger=False, batch_size=batch.num_objects)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide accumulated gradients by the objects of the whole window, so that they are those of one large batch."""
+        num_batches = self.trainer.accumulate_grad_batches
+        if num_batches > 1:  # Lightning has divided by their number already
+            scale = num_batches / self._window_count.clamp(min=1 / self.trainer.world_size)
+            for gradient in [p.grad for p in self.parameters() if p.grad is not None]:
+                gradient.mul_(scale)
+            self._window_count = torch.zeros(())
 
     def _check_finite(self, loss: Tensor, batch: ClipBatch) -> None:
         """Stop all ranks together when one rank's loss is no number, and keep the batch that caused it."""

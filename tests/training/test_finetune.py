@@ -22,11 +22,11 @@ from medsam2_ft.training.optim import OptimiserSettings
 MEMORY_LOSSES = LossWeights(object_score=1.0)
 
 
-def fit(segmenter, root, *, clip_length=1, losses=None, steps=2, **how):
+def fit(segmenter, root, *, clip_length=1, losses=None, steps=2, batch_size=2, accumulate=1, **how):
     module = FineTuner(segmenter, losses=losses or LossWeights(), optim=OptimiserSettings(lr=1e-3), **how)
-    data = PromptedDataModule(root, batch_size=2, num_workers=0, clip_length=clip_length)
+    data = PromptedDataModule(root, batch_size=batch_size, num_workers=0, clip_length=clip_length)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, default_root_dir=root,
+        accelerator="cpu", max_steps=steps, default_root_dir=root, accumulate_grad_batches=accumulate,
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     )  # fmt: skip
@@ -60,6 +60,20 @@ def test_all_that_trains_gets_a_gradient_and_nothing_else_moves(tiny_segmenter, 
         assert torch.equal(after[name], before[name]), f"{name} moved"
     if clip_length == 1:
         assert all(not torch.equal(after[name], before[name]) for name in trained if after[name].ndim > 1)
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tiny_spec, root):
+    """Slices hold one or two objects, so micro-batches differ in number."""
+    gradients = []
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        torch.manual_seed(0)
+        segmenter = PromptedSegmenter(tiny_spec)
+        trainable_parts(segmenter.sam2, ["encoder", "decoder", "no_memory"], losses=LossWeights())
+        fit(segmenter, root, steps=1, batch_size=batch_size, accumulate=accumulate)
+        gradients.append({name: p.grad for name, p in segmenter.named_parameters() if p.grad is not None})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_lora_starts_as_the_base_and_merges_to_the_adapted(tiny_segmenter, root, rng):

@@ -189,7 +189,7 @@ def test_empty_batches_leave_the_weights_without_decay_alone(tiny_segmenter):
     """A batch without objects must give every trained weight a zero, not nothing, or ranks would wait for each other."""
 
     class OneRank:
-        world_size = 1
+        world_size = accumulate_grad_batches = 1
 
     trained = trainable_parts(tiny_segmenter.sam2, ["encoder", "decoder", "no_memory"], losses=LossWeights())
     module = build(tiny_segmenter)
