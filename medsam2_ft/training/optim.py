@@ -1,5 +1,5 @@
-"""AdamW with separate rates for encoder and decoder, falling rates towards the image if asked, no decay on norms and biases,
-warm-up and cosine."""
+"""AdamW with separate rates for encoder, decoder and memory, lower ones towards the image if asked, no decay on norms and
+biases, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from medsam2_ft.errors import ConfigError
+from medsam2_ft.modeling.adapt import MEMORY
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class OptimiserSettings:
     """How weights are updated.
 
     Attributes:
-        lr: of the decoder and everything else but the encoder.
+        lr: of the decoder and everything that has no rate of its own.
         encoder_lr: of the image encoder; None for the same.
+        memory_lr: of memory attention and memory encoder; None for the same.
         layer_decay: factor on the encoder's rate from one trunk block to the one before it, as in fine-tuning MAE (He 2022); the
             patch embedding is one more below the first block. None keeps one rate; SAM2's own training has 0.9.
         weight_decay: on matrices and kernels; norms, biases and embeddings of one dimension have none unless `decay_all`.
@@ -34,6 +36,7 @@ class OptimiserSettings:
 
     lr: float = 1e-4
     encoder_lr: float | None = None
+    memory_lr: float | None = None
     layer_decay: float | None = None
     weight_decay: float = 0.01
     decay_all: bool = False
@@ -43,8 +46,10 @@ class OptimiserSettings:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or (self.encoder_lr is not None and self.encoder_lr <= 0):
-            raise ConfigError(f"optim.lr={self.lr} and optim.encoder_lr={self.encoder_lr} must be above 0")
+        for name in ("lr", "encoder_lr", "memory_lr"):
+            rate = getattr(self, name)
+            if rate is not None and rate <= 0:
+                raise ConfigError(f"optim.{name}={rate} must be above 0")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1, or null for none")
         if self.schedule not in ("cosine", "constant"):
@@ -67,6 +72,8 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
                 if settings.layer_decay is not None and block is not None:
                     part = "encoder_patch_embed" if block < 0 else f"encoder_block{block}"
                     rate *= settings.layer_decay ** (depth - block)
+            elif any(f"sam2.{memory}" in name for memory in MEMORY):
+                part, rate = "memory", settings.memory_lr or settings.lr
             rates[part] = rate
             groups.setdefault((part, settings.decay_all or parameter.ndim > 1), []).append(parameter)
     return [

@@ -33,6 +33,14 @@ def test_layer_decay_lowers_rates_towards_the_image(tiny_segmenter):
     assert {rate for name, (rate, _) in flat.items() if "image_encoder" in name} == {1e-2}
 
 
+def test_memory_has_its_own_rate(tiny_segmenter):
+    trainable_parts(tiny_segmenter.sam2, ["memory", "decoder"], losses=LossWeights())
+    rates = rates_by_name(tiny_segmenter, OptimiserSettings(lr=1e-3, memory_lr=1e-2))
+    assert rates["sam2.memory_attention.layers.0.linear1.weight"][0] == 1e-2
+    assert rates["sam2.maskmem_tpos_enc"][0] == 1e-2
+    assert rates["sam2.sam_mask_decoder.iou_token.weight"][0] == 1e-3
+
+
 def test_layer_decay_reaches_adapters(tiny_segmenter):
     trainable_parts(tiny_segmenter.sam2, [], losses=LossWeights())
     add_lora(tiny_segmenter.sam2, LoraSettings(targets=["encoder"]))
