@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-DEFAULT = ("training_step", "data_preparation")
+DEFAULT = ("training_step", "training_epoch", "data_preparation")
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ worker processes, as in the authors' script, so that `step / loader` says how ma
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import Normalize, Resize, ToTensor
 
-from benchmarks.training_step import NUM_LABELS, build_network, our_step, reference_step
+from benchmarks.training_step import NUM_LABELS, build_network, now, our_step, reference_step
 from medsam2_ft.data.batch import collate
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.datamodule import PromptedDataModule
@@ -77,13 +76,11 @@ class Side:
 
     def run(self, indices: list[int], device: torch.device) -> None:
         """Load and train one batch."""
-        start = time.perf_counter()
+        start = now(device)
         batch = self.load(indices)
-        loaded = time.perf_counter()
+        loaded = now(device)
         self.step(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds.append((loaded - start, time.perf_counter() - loaded))
+        self.seconds.append((loaded - start, now(device) - loaded))
 
 
 def our_side(name: str, data: PromptedDataModule, args: argparse.Namespace, *, parts: list[str], cached: bool) -> Side:
@@ -94,9 +91,9 @@ def our_side(name: str, data: PromptedDataModule, args: argparse.Namespace, *, p
     dataset: Any = data.train_set
     if cached:
         store = EmbeddingStore(embedding_key(segmenter, precision=args.precision), embedding_shapes(segmenter))
-        start = time.perf_counter()
+        start = now(args.device)
         encode_slices(segmenter, dataset.keys, store, context=nullcontext())
-        seconds = (time.perf_counter() - start) / len(dataset)
+        seconds = (now(args.device) - start) / len(dataset)
         print(f"cold: {seconds:.2f} s a slice to encode, {store.bytes_per_slice / 1e6:.1f} MB to keep\n")
         dataset.embeddings = store
     return Side(

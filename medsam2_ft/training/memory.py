@@ -28,6 +28,8 @@ from medsam2_ft.training.module import FineTuner
 
 log = logging.getLogger(__name__)
 
+RESERVE = 0.1
+"""Share of the free memory that is left to what tensors do not count: rounding, fragments, kernels' own."""
 NUM_SAMPLES = 8
 """Training samples looked at for the one with the most objects."""
 BY_ROUNDS = ("point", "box", "mask", "box_clicks")
@@ -148,6 +150,7 @@ class FitCheck(Callback):
                 "choose a smaller model.image_size or finetune=decoder, or trainer.check_memory=false to try regardless"
             ) from None
         needed = step.beside_weights(data.batch_size)
+        usable = None if free is None else int((1 - RESERVE) * free)
         log.info(
             "a step holds about %.1f GB: weights %.1f, gradients and AdamW %.1f, %d images of %.2f each; %s free on %s",
             *(amount / 1e9 for amount in (step.weights + needed, step.weights, 3 * step.trained)),
@@ -156,11 +159,11 @@ class FitCheck(Callback):
             "unknown" if free is None else f"{free / 1e9:.1f} GB",
             device,
         )
-        if free is None or needed <= free:
+        if usable is None or needed <= usable:
             return
-        ways = self._ways_out(pl_module, step, batch, trainer, free=free)
+        ways = self._ways_out(pl_module, step, batch, trainer, free=usable)
         raise ConfigError(
-            f"a step needs about {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free on {device}; "
+            f"a step needs about {needed / 1e9:.1f} GB beside the weights, and {usable / 1e9:.1f} GB may be used on {device}; "
             f"{ways}; trainer.check_memory=false starts regardless"
         )
 

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_with_what_does(
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, callbacks=[FitCheck()],
         num_sanity_val_steps=0,
     )  # fmt: skip
-    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(free / 0.9))
     with pytest.raises(ConfigError, match=sentence):
         trainer.fit(module, datamodule=data)
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
