@@ -105,7 +105,8 @@ def _decode_given_masks(
         The decoder's answer, and (logits, object score) of the given masks.
     """
     side = segmenter.image_size // 4
-    prompt = F.interpolate(segmenter.sam2.mask_downsample(masks_N1SS), (side, side), mode="bilinear", antialias=True)
+    reduced = segmenter.sam2.mask_downsample(masks_N1SS).float()  # antialiasing has no bfloat16 gradient on CPU
+    prompt = F.interpolate(reduced, (side, side), mode="bilinear", antialias=True)
     padding = _padding_point(picked.embedding_BChw[None, :, 0, 0])
     decoded = segmenter.decode_embedding(
         picked.embedding_BChw, picked.high_res, points=padding, mask_logits_N1hw=prompt

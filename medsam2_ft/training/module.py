@@ -114,7 +114,7 @@ class FineTuner(L.LightningModule):
     def _losses(self, decoded: Decoded, targets_Nhw: Tensor, known_N: Tensor) -> dict[str, Tensor]:
         """The terms of one answer, summed over its objects, on the grid of the loss."""
         logits = decoded.logits_NMhw
-        if logits.shape[-1] != self.loss_side and len(logits):
+        if logits.shape[-1] != self.loss_side:
             logits = F.interpolate(logits, (self.loss_side, self.loss_side), mode="bilinear", align_corners=False)
         return segmentation_losses(
             logits, targets_Nhw, decoded.iou_NM, decoded.object_score_N, self.losses, known_N=known_N

@@ -174,7 +174,7 @@ def test_of_the_prompt_encoder_only_what_the_kinds_use_trains(tiny_segmenter):
 def test_no_objects_give_a_loss_of_zero(tiny_segmenter, kind, num_slices):
     if kind == GIVEN_MASK and num_slices == 1:
         pytest.skip("given masks are for clips")
-    module = build(tiny_segmenter, losses=META_LOSSES)
+    module = build(tiny_segmenter, losses=META_LOSSES, loss_stride=2)
     module._kind = kind
     empty = collate([squares(0, num_slices=num_slices)] * 2)
     assert empty.num_objects == 0
@@ -183,6 +183,19 @@ def test_no_objects_give_a_loss_of_zero(tiny_segmenter, kind, num_slices):
     partly = collate([squares(0, num_slices=num_slices), squares(2, num_slices=num_slices)])
     total, count, _ = module._step(partly, "train")
     assert torch.isfinite(total) and total > 0 and count >= 2 * num_slices
+
+
+@pytest.mark.parametrize("kind", [*KINDS, GIVEN_MASK])
+def test_every_kind_trains_in_bfloat16(tiny_spec, kind):
+    segmenter = several_masks(tiny_spec)
+    module = build(segmenter, losses=META_LOSSES)
+    module._kind = kind
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _, _ = module._step(collate([squares(num_slices=2)]), "train")
+    assert total.dtype == torch.float32
+    total.backward()
+    gradients = [p.grad for p in segmenter.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_empty_batches_leave_the_weights_without_decay_alone(tiny_segmenter):
