@@ -81,9 +81,8 @@ def main() -> None:
     if args.image_size:
         report(args)
         return
-    print(
-        f"{args.model} on {args.device}, 5 labels an image\n\n| configuration | estimate, GB | taken, GB | with mmap, GB |\n|---|---|---|---|"
-    )
+    print(f"{args.model} on {args.device}, 5 labels an image\n")
+    print("| configuration | estimate, GB | taken, GB | with mmap, GB |\n|---|---|---|---|")
     for words in CONFIGURATIONS:
         command = [sys.executable, "-m", "benchmarks.memory_estimate", "--model", args.model, *words.split()]
         runs = ((["--estimate"], {}), ([], {}), ([], {"MALLOC_MMAP_THRESHOLD_": "1048576"}))

@@ -151,8 +151,9 @@ class FitCheck(Callback):
             ) from None
         needed = step.beside_weights(data.batch_size)
         usable = None if free is None else int((1 - RESERVE) * free)
-        log.info(
-            "a step holds about %.1f GB: weights %.1f, gradients and AdamW %.1f, %d images of %.2f each; %s free on %s",
+        log.log(
+            logging.INFO if trainer.is_global_zero else logging.DEBUG,
+            "a step holds about %.2f GB: weights %.2f, gradients and AdamW %.2f, %d images of %.2f each; %s free on %s",
             *(amount / 1e9 for amount in (step.weights + needed, step.weights, 3 * step.trained)),
             data.batch_size,
             step.per_image / 1e9,
