@@ -27,7 +27,7 @@ class Clip:
         name: of the case.
         labelled_T: False on slices that nobody annotated; None where all are.
         seed: of what is drawn for the clip later, in the training step: clicks on its objects.
-        embedding: the slice as encoded before, (C, h, w) each: embedding, levels at strides 4 and 8; None to encode it in the step.
+        embedding: the slice as encoded before, (C, h, w) each: embedding, levels at strides 4 and 8; None to encode it then.
     """
 
     images: NDArray[np.uint8]
