@@ -139,7 +139,13 @@ def test_what_a_cache_cannot_follow_is_refused(tiny_segmenter, how, sentence):
 def test_decoder_tuning_from_the_command_line_opens_in_stock_sam2(tmp_path):
     write_blobs(tmp_path / "sample_data", splits="train train val")
     command = [sys.executable, str(ROOT / "train.py"), "finetune=decoder", "model.weights=null", "model.image_size=64"]
-    command += ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2", "data.num_workers=1", "hydra.run.dir=run"]
+    command += [
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.num_workers=1",
+        "hydra.run.dir=run",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
