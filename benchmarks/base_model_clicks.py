@@ -45,8 +45,13 @@ def corrections(
             click = middle(wrong)
             points = np.vstack([points, click])
             labels = np.append(labels, int(truth[int(click[1]), int(click[0])]))
-            clicks = {"points_NP2": points[None], "point_labels_NP": labels[None]}
-            answer = predictor.predict(embedding, boxes_N4=[box], mask_logits_Nhw=answer.logits_Nhw, **clicks)
+            answer = predictor.predict(
+                embedding,
+                boxes_N4=[box],
+                points_NP2=points[None],
+                point_labels_NP=labels[None],
+                mask_logits_Nhw=answer.logits_Nhw,
+            )
         scores.append(dsc(answer.masks_NHW[0], truth))
     return scores
 

@@ -121,23 +121,24 @@ def propagate_groups(
         (t, index of the group, masks of its objects on slice t): every slice in [low, high) once for each group.
     """
     features = FeatureCache(predictor, images)
-    for direction, sign in (("up", 1), ("down", -1)):
 
-        def sweep(number: int, direction: str = direction) -> Iterator[tuple[int, int, Masks]]:
-            slices = propagate(
-                predictor,
-                images,
-                conditioning=groups[number],
-                low=low,
-                high=high,
-                directions=(direction,),
-                features=features,
-            )
-            start = min(groups[number])
-            return ((t, number, masks) for t, masks in slices if direction == "up" or t != start)
+    def sweep(number: int, direction: str) -> Iterator[tuple[int, int, Masks]]:
+        slices = propagate(
+            predictor,
+            images,
+            conditioning=groups[number],
+            low=low,
+            high=high,
+            directions=(direction,),
+            features=features,
+        )
+        start = min(groups[number])
+        return ((t, number, masks) for t, masks in slices if direction == "up" or t != start)
 
-        sweeps = [sweep(number) for number in range(len(groups))]
-        yield from heapq.merge(*sweeps, key=lambda step, sign=sign: sign * step[0])
+    upwards = [sweep(number, "up") for number in range(len(groups))]
+    yield from heapq.merge(*upwards, key=lambda step: step[0])
+    downwards = [sweep(number, "down") for number in range(len(groups))]
+    yield from heapq.merge(*downwards, key=lambda step: -step[0])
 
 
 class _Tracker:
