@@ -77,7 +77,7 @@ class EmbeddingStore:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise DataError(
-                f"{path.parent} cannot be written to ({error.strerror}); set data.cache_dir to a folder with room, "
+                f"{path.parent} cannot be written to ({error.strerror or error}); set data.cache_dir to a folder with room, "
                 "or finetune.cache_embeddings=false"
             ) from None
 

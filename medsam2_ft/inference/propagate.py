@@ -6,7 +6,6 @@ one. Frames stay uint8 on the host and only as many memories are kept as the net
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -120,25 +119,26 @@ def propagate_groups(
     Yields:
         (t, index of the group, masks of its objects on slice t): every slice in [low, high) once for each group.
     """
+    high = len(images) if high is None else high
     features = FeatureCache(predictor, images)
-
-    def sweep(number: int, direction: str) -> Iterator[tuple[int, int, Masks]]:
-        slices = propagate(
-            predictor,
-            images,
-            conditioning=groups[number],
-            low=low,
-            high=high,
-            directions=(direction,),
-            features=features,
-        )
-        start = min(groups[number])
-        return ((t, number, masks) for t, masks in slices if direction == "up" or t != start)
-
-    upwards = [sweep(number, "up") for number in range(len(groups))]
-    yield from heapq.merge(*upwards, key=lambda step: step[0])
-    downwards = [sweep(number, "down") for number in range(len(groups))]
-    yield from heapq.merge(*downwards, key=lambda step: -step[0])
+    starts = [min(group) for group in groups]
+    up, down = (
+        [
+            propagate(
+                predictor, images, conditioning=group, low=low, high=high, directions=(direction,), features=features
+            )
+            for group in groups
+        ]
+        for direction in ("up", "down")
+    )
+    for t in range(min(starts), high):
+        for number, start in enumerate(starts):
+            if start <= t:  # a group is read in when the others have reached it
+                yield t, number, next(up[number])[1]
+    for t in range(max(starts) - 1, low - 1, -1):
+        for number, start in enumerate(starts):
+            if t < start:
+                yield t, number, next(down[number])[1]
 
 
 class _Tracker:

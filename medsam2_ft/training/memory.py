@@ -160,8 +160,11 @@ class FitCheck(Callback):
             "unknown" if free is None else f"{free / 1e9:.1f} GB",
             device,
         )
-        if usable is None or needed <= usable:
+        fits = usable is None or needed <= usable
+        if trainer.strategy.reduce_boolean_decision(fits, all=True):
             return
+        if usable is None or fits:
+            raise ConfigError(f"a step of another rank does not fit its device; {device} of this rank could hold it")
         ways = self._ways_out(pl_module, step, batch, trainer, free=usable)
         raise ConfigError(
             f"a step needs about {needed / 1e9:.1f} GB beside the weights, and {usable / 1e9:.1f} GB may be used on {device}; "

@@ -148,7 +148,7 @@ class FineTuner(L.LightningModule):
         if self.trainer.accumulate_grad_batches > 1:
             self._window_count = self._window_count + count
             loss = total
-        if batch.num_slices > 1 or len(self.prompts.active) > 1 or not batch.num_objects:
+        if batch.num_slices > 1 or self.prompts.active != {"box"} or not batch.num_objects:
             # Kinds of prompt leave different weights out, and no objects leave out all: a zero keeps them in DDP's reduction.
             loss = loss + 0.0 * torch.stack([p.sum() for p in self.segmenter.parameters() if p.requires_grad]).sum()
         return loss
@@ -168,12 +168,13 @@ class FineTuner(L.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
         if bad:
-            path = Path(self.trainer.default_root_dir) / f"nonfinite_rank{self.global_rank}.pt"
+            what = "the loss of another rank is no number"
             if not torch.isfinite(loss):
+                path = Path(self.trainer.default_root_dir) / f"nonfinite_rank{self.global_rank}.pt"
                 torch.save(vars(batch), path)
+                what = f"the loss is {loss.item()} on {', '.join(batch.names)}; the batch is kept in {path}"
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step} on {', '.join(batch.names)}; the batch is kept in {path}; "
-                "lower optim.lr or use trainer.precision=32-true, and resume from last.ckpt"
+                f"step {self.global_step}: {what}; lower optim.lr or use trainer.precision=32-true, and resume from last.ckpt"
             )
 
     @torch.no_grad()

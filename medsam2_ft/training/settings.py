@@ -117,6 +117,10 @@ def build_module(cfg: Any, data: PromptedDataModule) -> FineTuner:
     optim = typed(OptimiserSettings, cfg.optim, key="optim")
     prompts = typed(PromptSettings, cfg.prompts, key="prompts")
     spec = zoo_entry(model.name).spec.resized(model.image_size)
+    if finetune.multimask and "decoder" not in finetune.train and set(SINGLE_MASK) <= set(spec.overrides):
+        raise ConfigError(
+            f"{model.name} has trained one mask token only, so finetune.multimask=true needs decoder in finetune.train"
+        )
     spec = spec.without_overrides(SINGLE_MASK) if finetune.multimask else spec.with_overrides(SINGLE_MASK)
     torch.manual_seed(cfg.seed)
     segmenter = PromptedSegmenter(spec)
@@ -157,9 +161,10 @@ def choose_trained(segmenter: PromptedSegmenter, finetune: FinetuneSettings, pro
     if not finetune.train and finetune.lora is None:
         raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
     has_clips = finetune.clip_length > 1
-    if ("memory" in finetune.train) != has_clips:
+    adapts = [] if finetune.lora is None else finetune.lora.targets
+    if ("memory" in finetune.train or "memory" in adapts) != has_clips:
         raise ConfigError(
-            f"finetune.clip_length={finetune.clip_length} and finetune.train={finetune.train} do not go together: "
+            f"finetune.clip_length={finetune.clip_length} does not go with finetune.train={finetune.train} and LoRA on {adapts}: "
             "memory is trained on clips of more than one slice, and only then"
         )
     if finetune.multimask and not finetune.losses.iou:

@@ -137,7 +137,7 @@ def test_overlays_of_clips_show_the_prompted_slice(tiny_segmenter, root, tmp_pat
 def test_a_loss_that_is_no_number_stops_with_a_sentence(tiny_segmenter, root, tmp_path):
     trainable_parts(tiny_segmenter.sam2, ["decoder"], losses=LossWeights())
     tiny_segmenter.sam2.sam_mask_decoder.mask_tokens.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"the loss is nan at step 0 on blob_.*the batch is kept in"):
+    with pytest.raises(ValueError, match=r"step 0: the loss is nan on blob_.*the batch is kept in"):
         fit(tiny_segmenter, root)
 
 

@@ -3,20 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from medsam2_ft.data.batch import Clip, collate
 from medsam2_ft.errors import ConfigError
 from medsam2_ft.inference.predictor import Predictor
 from medsam2_ft.losses import LossWeights
-from medsam2_ft.modeling.adapt import UNSUPERVISED_TOKENS, trainable_parts
+from medsam2_ft.modeling.adapt import UNSUPERVISED_TOKENS, LoraSettings, trainable_parts
 from medsam2_ft.modeling.build import SINGLE_MASK
 from medsam2_ft.modeling.rounds import PromptRounds
 from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.prompts.sampling import tight_boxes
 from medsam2_ft.prompts.simulator import GIVEN_MASK, KINDS, PromptSettings, PromptSimulator
+from medsam2_ft.resources import configs
 from medsam2_ft.training.module import FineTuner
 from medsam2_ft.training.optim import OptimiserSettings, build_optimiser
-from medsam2_ft.training.settings import FinetuneSettings, choose_trained
+from medsam2_ft.training.settings import FinetuneSettings, build_module, choose_trained
 
 META_LOSSES = LossWeights(dice=1, bce=0, focal=20, iou=1, object_score=1)
 
@@ -210,3 +212,20 @@ def test_empty_batches_leave_the_weights_without_decay_alone(tiny_segmenter):
     module.training_step(collate([squares(0)]), 0).backward()
     weights = dict(tiny_segmenter.sam2.named_parameters())
     assert all(weights[name].grad is not None and not weights[name].grad.any() for name in trained)
+
+
+def test_adapters_of_memory_need_clips(tiny_segmenter):
+    lora = LoraSettings(targets=["memory"])
+    with pytest.raises(ConfigError, match=r"clip_length=1 does not go with .* LoRA on \['memory'\]"):
+        choose_trained(tiny_segmenter, FinetuneSettings([], lora=lora), PromptSettings())
+    choose_trained(tiny_segmenter, FinetuneSettings([], lora=lora, clip_length=3), PromptSettings())
+    trained = [name for name, p in tiny_segmenter.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("memory_attention" in name and "lora" in name for name in trained)
+
+
+def test_three_masks_of_a_one_mask_model_need_its_decoder():
+    with initialize_config_dir(str(configs()), version_base="1.3"):
+        cfg = compose("train", ["finetune=memory", "finetune.multimask=true", "finetune.losses.iou=1"])
+    with pytest.raises(ConfigError, match=r"sam2.1_nano has trained one mask token only"):
+        build_module(cfg, None)
