@@ -67,7 +67,7 @@ def cache_case(record: Record, *, root: Path, cache_dir: Path | None = None) -> 
             _write(Case.load(path), folder, labels=record.labels)
         except OSError as error:
             raise DataError(
-                f"the memory-mapped copy of {record.case} cannot be written under {folder.parent} ({error.strerror}); "
+                f"the memory-mapped copy of {record.case} cannot be written under {folder.parent} ({error.strerror or error}); "
                 "set data.cache_dir to a folder with room that may be written to"
             ) from None
     index = json.loads((folder / "case.json").read_text())
@@ -81,9 +81,6 @@ def _write(case: Case, folder: Path, *, labels: dict[str, list[int]]) -> None:
         raise DataError(f"{case.name} has no masks, so nothing can be learned from it; take it out of the manifest")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    np.save(draft / "imgs.npy", case.imgs)
-    np.save(draft / "masks.npy", masks)
     index = {
         "name": case.name,
         "kind": case.kind,
@@ -94,11 +91,16 @@ def _write(case: Case, folder: Path, *, labels: dict[str, list[int]]) -> None:
         "kept_slices": None if case.kept_slices is None else case.kept_slices.tolist(),
         "labelled": None if case.labelled is None else case.labelled.tolist(),
     }
-    (draft / "case.json").write_text(json.dumps(index))
     try:
+        draft.mkdir(parents=True)
+        np.save(draft / "imgs.npy", case.imgs)
+        np.save(draft / "masks.npy", masks)
+        (draft / "case.json").write_text(json.dumps(index))
         draft.rename(folder)
-    except OSError:  # another process was faster
+    except OSError:
         shutil.rmtree(draft, ignore_errors=True)
+        if not (folder / "case.json").is_file():  # else another process was faster
+            raise
 
 
 @lru_cache(maxsize=512)

@@ -33,6 +33,7 @@ class EmbeddingCaching(Callback):
         store = EmbeddingStore(embedding_key(segmenter, precision=str(trainer.precision)), embedding_shapes(segmenter))
         keys = [key for dataset in datasets for key in dataset.keys]
         store.require_room(keys)
+        trainer.strategy.barrier("room for embeddings")  # nobody writes while others still look at the free space
         # The second round finds work only where every node has a disk of its own.
         local_size = trainer.num_devices
         for rank, size in ((trainer.global_rank, trainer.world_size), (trainer.local_rank, local_size)):

@@ -61,10 +61,10 @@ def test_same_training_and_the_encoder_runs_once_a_slice(tiny_spec, root, parts)
     assert encoded == 0
     np.testing.assert_allclose(cold_losses, plain_losses, rtol=2e-3)
     assert warm_losses == cold_losses
-    moved = [
-        name for name in plain if not torch.equal(plain[name], PromptedSegmenter(tiny_spec).sam2.state_dict()[name])
-    ]
-    assert moved
+    torch.manual_seed(0)
+    before = PromptedSegmenter(tiny_spec).sam2.state_dict()
+    moved = {name.split(".")[0] for name in plain if not torch.equal(plain[name], before[name])}
+    assert moved == {"sam_mask_decoder", "no_mem_embed"}
     for name, weight in plain.items():
         assert torch.equal(warm[name], cold[name]), name
         # AdamW moves a weight by the rate whatever its gradient's size, so a few of the smallest may go either way.
