@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,8 @@ class Engine:
         self._sweep = sweep
         self._models: BoundedCache[Predictor] = BoundedCache(limits.loaded_models)
         self._embeddings: BoundedCache[Embedding] = BoundedCache(limits.embeddings)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._read_ahead: Future[None] | None = None
         self._prepared: BoundedCache[NDArray[np.uint8]] = BoundedCache(limits.prepared_bytes, cost=lambda a: a.nbytes)
 
     @property
@@ -139,6 +142,11 @@ class Engine:
         """Compute slice `index` ahead of its first click."""
         with self.turns.click():
             self._embedding(view, index, model)
+
+    def embed_soon(self, view: View, index: int, *, model: str | None = None) -> None:
+        """Compute slice `index` while the caller goes on; a hint, dropped while an earlier one is still worked on."""
+        if self._read_ahead is None or self._read_ahead.done():
+            self._read_ahead = self._reader.submit(self.embed, view, index, model=model)
 
     def segment_slice(self, view: View, prompts: Sequence[Prompt], *, model: str | None = None) -> SliceAnswer:
         """Masks of all prompted objects of one slice, from one encoding.

@@ -75,6 +75,8 @@ class EmbedRequest(SliceRequest):
     """A slice that the user looks at and may click on next."""
 
     slice: Index
+    wait: bool = True
+    """False answers at once; the slice is read in while the user draws."""
 
 
 class MasksRequest(SliceRequest):

@@ -216,11 +216,14 @@ def delete_volume(desk: DeskOf, session: SessionOf, volume: m.Sha256) -> None:
 
 @router.post("/sessions/{session}/embeddings", status_code=204)
 def embed(desk: DeskOf, session: SessionOf, body: m.EmbedRequest) -> None:
-    """Compute the slice that the user looks at ahead of the first click."""
+    """Compute the slice that the user looks at ahead of the first click; without `wait` only if nothing else is read ahead."""
     view = desk.view(session, body)
     if body.slice >= view.shape[0]:
         raise Refusal(422, f"Slice {body.slice} does not exist; this axis has slices 0 to {view.shape[0] - 1}.")
-    desk.engine.embed(view, body.slice, model=body.model)
+    if body.wait:
+        desk.engine.embed(view, body.slice, model=body.model)
+    else:
+        desk.engine.embed_soon(view, body.slice, model=body.model)
 
 
 @router.post("/sessions/{session}/masks")

@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import threading
 import time
 import zlib
 
@@ -98,6 +99,24 @@ def test_clicks_on_one_slice_share_its_embedding():
             answer = client.post(f"/sessions/{session}/masks", json={"volume": volume, "prompts": prompts})
             assert answer.status_code == 200, answer.text
         assert predictor.num_embedded == 1
+
+
+def test_a_slice_is_read_ahead_while_the_user_draws():
+    predictor, drawn = PhantomPredictor(), threading.Event()
+    embed = predictor.embed
+    predictor.embed = lambda image: drawn.wait(10) and embed(image)
+    with TestClient(create_app(phantom_engine(predictor=predictor))) as client:
+        session, volume = opened(client)
+        for index in (6, 7, 8):
+            look = {"volume": volume, "slice": index, "wait": False}
+            assert client.post(f"/sessions/{session}/embeddings", json=look).status_code == 204
+        assert predictor.num_embedded == 0, "answered before anything was read"
+        drawn.set()
+        body = {"volume": volume, "prompts": [BOX]}
+        assert client.post(f"/sessions/{session}/masks", json=body).status_code == 200
+        assert predictor.num_embedded == 1, "slice 6 was read ahead; 7 and 8 came while it was"
+        beyond = {"volume": volume, "slice": 99, "wait": False}
+        assert client.post(f"/sessions/{session}/embeddings", json=beyond).status_code == 422
 
 
 def test_sessions_do_not_see_each_other(client):

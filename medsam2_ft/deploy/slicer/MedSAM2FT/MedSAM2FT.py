@@ -4,6 +4,8 @@ The widget holds the Qt, `MedSAM2FTLib.scene` the MRML; what they do with a volu
 MedSAM2FTLib, which needs neither.
 """
 
+import contextlib
+
 import ctk
 import numpy as np
 import qt
@@ -179,7 +181,16 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
             self.object.addItem(name)
         self.object.setCurrentText(name)
         self.name.text = f"object {len(self.objects) + 1}"
+        self._read_ahead()
         self._place(roi)
+
+    def _read_ahead(self):
+        """Let a server that has answered before encode the slice in view while the user draws on it."""
+        if self.model.count == 0 or self.volume.currentNode() is None:
+            return
+        with contextlib.suppress(ServerError, ValueError):  # told when the user asks for a mask
+            _, _, axis, index, window = self._ready()
+            self.logic.workflow.look_at(index, axis=axis, window=window, wait=False)
 
     def on_add_clicks(self, positive):
         """Add positive or negative clicks to the chosen object."""

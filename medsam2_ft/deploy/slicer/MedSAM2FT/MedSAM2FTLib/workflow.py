@@ -80,9 +80,9 @@ class Workflow:
         height, width = answer["height"], answer["width"]
         return {found["object"]: decode_mask(found["mask"], height, width) for found in answer["masks"]}
 
-    def look_at(self, index: int, *, axis: int, window: tuple[float, float] | None = None) -> None:
-        """Let the server read a slice ahead of the first click on it."""
-        self._on_volume("embeddings", slice=index, axis=axis, window=window)
+    def look_at(self, index: int, *, axis: int, window: tuple[float, float] | None = None, wait: bool = True) -> None:
+        """Let the server read a slice ahead of the first click on it; without `wait` it does so while the user draws."""
+        self._on_volume("embeddings", slice=index, axis=axis, window=window, wait=wait)
 
     def propagate(
         self,
