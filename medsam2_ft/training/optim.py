@@ -15,6 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from medsam2_ft.errors import ConfigError
 from medsam2_ft.modeling.adapt import MEMORY
 
+SELDOM_REACHED = re.compile(
+    r"sam_prompt_encoder\.(point_embeddings|not_a_point_embed|no_mask_embed|mask_downscaling)|iou_prediction_head\.layers\.2"
+)
+"""Weights with rows of their own for a kind of prompt or a mask token: a step that shows neither leaves them a zero gradient, and
+decay alone would shrink what nothing supervises."""
+
 
 @dataclass(frozen=True)
 class OptimiserSettings:
@@ -26,7 +32,8 @@ class OptimiserSettings:
         memory_lr: of memory attention and memory encoder; None for the same.
         layer_decay: factor on the encoder's rate from one trunk block to the one before it, as in fine-tuning MAE (He 2022); the
             patch embedding is one more below the first block. None keeps one rate; SAM2's own training has 0.9.
-        weight_decay: on matrices and kernels; norms, biases and embeddings of one dimension have none unless `decay_all`.
+        weight_decay: on matrices and kernels; norms, biases, embeddings of one dimension and `SELDOM_REACHED` have none unless
+            `decay_all`.
         decay_all: decay every weight, as the paper's authors do.
         schedule: `cosine` falls to `final_ratio` of the rate, `constant` stays.
         warmup: share of all steps over which the rate rises from zero.
@@ -75,7 +82,8 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
             elif any(f"sam2.{memory}" in name for memory in MEMORY):
                 part, rate = "memory", settings.memory_lr or settings.lr
             rates[part] = rate
-            groups.setdefault((part, settings.decay_all or parameter.ndim > 1), []).append(parameter)
+            decayed = settings.decay_all or (parameter.ndim > 1 and not SELDOM_REACHED.search(name))
+            groups.setdefault((part, decayed), []).append(parameter)
     return [
         {
             "params": parameters,

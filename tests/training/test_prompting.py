@@ -147,6 +147,27 @@ def test_multimask_trains_its_tokens_and_the_iou_head_and_single_mask_leaves_the
         assert not any(now[name].grad.abs().sum() for name in now if "output_hypernetworks_mlps.0." in name)
 
 
+def test_what_a_step_does_not_show_is_not_decayed(tiny_segmenter):
+    """A box alone supervises mask token 0 and the corners: rows of other tokens and prompts stay as they are."""
+    losses, prompts = LossWeights(iou=1.0), PromptSettings(kinds={"point": 1.0, "box": 1.0})
+    choose_trained(tiny_segmenter, FinetuneSettings(["decoder", "prompt_encoder"], losses=losses), prompts)
+    module = build(tiny_segmenter, losses=losses, prompts=prompts)
+    module._kind = "box"
+    now = dict(tiny_segmenter.sam2.named_parameters())
+    before = {name: p.detach().clone() for name, p in now.items()}
+    optimiser, _ = build_optimiser(
+        tiny_segmenter, OptimiserSettings(lr=1e-2, weight_decay=0.5, warmup=0.0), total_steps=2
+    )
+    module._step(collate([squares()]), "train")[0].backward()
+    optimiser.step()
+    row = "sam_mask_decoder.iou_prediction_head.layers.2.weight"
+    assert not torch.equal(now[row][0], before[row][0])
+    assert torch.equal(now[row][1:], before[row][1:])
+    click = "sam_prompt_encoder.point_embeddings.1.weight"
+    assert now[click].requires_grad
+    assert torch.equal(now[click], before[click])
+
+
 @pytest.mark.parametrize(
     ("finetune", "kinds", "sentence"),
     [
