@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from medsam2_ft.data.batch import ClipBatch, collate
 from medsam2_ft.errors import ConfigError
 from medsam2_ft.modeling.recompute import checkpoint_trunk
+from medsam2_ft.training.host_memory import free_host_memory
 from medsam2_ft.training.module import FineTuner
 
 log = logging.getLogger(__name__)
@@ -124,11 +124,7 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.is_file():
-        return None
-    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    return int(available.split()[1]) * 1024
+    return free_host_memory() if device.type == "cpu" else None
 
 
 class FitCheck(Callback):
