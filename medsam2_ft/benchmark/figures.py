@@ -72,14 +72,14 @@ def speed_plot(summary: pd.DataFrame, colours: Mapping[str, str]) -> str:
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
         panel = figure.subplots()
         panel.grid(axis="both")
-        for line in summary.itertuples():
+        for number, line in enumerate(summary.sort_values("case_s").itertuples()):
             colour = colours[line.model]
             if not np.isnan(line.dsc_low):
                 panel.plot([line.case_s] * 2, [line.dsc_low, line.dsc_high], color=colour, lw=2, alpha=0.5)
             panel.scatter(line.case_s, line.dsc_mean, s=90, color=colour, edgecolor="white", lw=1.2, zorder=3)
             panel.annotate(
-                line.model, (line.case_s, line.dsc_mean), xytext=(8, 5), textcoords="offset points", color=colour,
-                fontweight="bold",
+                line.model, (line.case_s, line.dsc_mean), xytext=(8, (5, -14)[number % 2]), textcoords="offset points",
+                color=colour, fontweight="bold",
             )  # fmt: skip
         low, high = summary["case_s"].min(), summary["case_s"].max()
         panel.set(xscale="log", xlim=(low / 2, high * 3.2), xlabel="seconds a case (log scale)", ylabel="mean DSC")
@@ -112,7 +112,7 @@ def size_plot(strata: pd.DataFrame, colours: Mapping[str, str]) -> str:
                     panel.plot([x, x], [low, high], color=INK, lw=1.1)
         panel.set(xticks=range(len(SIZES)), ylim=(0, 1), ylabel="mean DSC")
         panel.set_xticklabels([f"{size} third" for size in SIZES])
-        _legend(figure, colours)
+        _legend(figure, colours, columns=3)
         return _svg(figure)
 
 
@@ -144,10 +144,14 @@ def _box(panel: Axes, values: NDArray[np.float64], place: int, colour: str, rng:
     )  # fmt: skip
 
 
-def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str], *, columns: int = 6) -> None:
     handles = [Line2D([], [], marker="o", ls="", color=colour, ms=7, label=model) for model, colour in colours.items()]
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(6, len(handles)), handletextpad=0.2, columnspacing=1.4
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(columns, len(handles)),
+        handletextpad=0.2,
+        columnspacing=1.4,
     )
 
 
