@@ -100,11 +100,11 @@ def predict(argv: Sequence[str]) -> None:
         targets.append(target_from_box(numbers, volume, object_id=number, space=options.box_space, index=options.slice))
     if options.prompts:
         more = read_targets(options.prompts, volume, space=options.box_space, index=options.slice)
-        targets += steps.with_object_ids(more, start=len(targets) + 1)
+        targets += steps.without_collisions(more, beside=targets)
     if options.coarse:
         coarse = steps.read_coarse(options.coarse, volume, plane=options.plane)
         more = targets_from_mask(coarse, volume, margin_px=options.margin)
-        targets += steps.with_object_ids(more, start=len(targets) + 1)
+        targets += steps.without_collisions(more, beside=targets)
     if not targets:
         raise UserError('Say what to segment: --box "x0 y0 x1 y1", --prompts FILE.json or --coarse MASK.')
 

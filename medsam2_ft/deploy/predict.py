@@ -38,6 +38,10 @@ def check_output(path: Path, volume: Volume) -> None:
         raise UserError(f"{path.name}: masks are written as {' '.join(OUTPUTS)}.")
     if name.endswith((*GRID_SUFFIXES, ".dcm")) and volume.original_affine is None:
         raise UserError(f"{Path(volume.source).name} has no geometry in space; write its mask to .png, .zip or .mp4.")
+    if name.endswith(".dcm") and not Path(volume.source).is_dir():
+        raise UserError(
+            f"DICOM-SEG refers to a DICOM series, and {Path(volume.source).name} is no folder of one; write .nii.gz."
+        )
     if name.endswith(".png") and len(volume.array) > 1:
         raise UserError(f"A .png holds one slice and this is {len(volume.array)}; write .zip for a PNG each.")
 
@@ -87,14 +91,14 @@ def segment_targets(
     Raises:
         UserError: a prompt that does not fit the image.
     """
-    depths = [target.depth or (0, len(images)) for target in targets]
-    z_range = (min(first for first, _ in depths), max(stop for _, stop in depths))
-    labels = predictor.segment(images, [target.prompt for target in targets], z_range=z_range, progress=progress)
-    for object_id in {target.prompt.object_id for target in targets}:
-        own = [depth for target, depth in zip(targets, depths, strict=True) if target.prompt.object_id == object_id]
-        for part in (slice(None, min(first for first, _ in own)), slice(max(stop for _, stop in own), None)):
-            labels[part][labels[part] == object_id] = 0
-    return labels
+    depths: dict[int, tuple[int, int]] = {}
+    for target in targets:
+        first, stop = target.depth or (0, len(images))
+        low, high = depths.get(target.prompt.object_id, (first, stop))
+        depths[target.prompt.object_id] = min(first, low), max(stop, high)
+    z_range = (min(first for first, _ in depths.values()), max(stop for _, stop in depths.values()))
+    prompts = [target.prompt for target in targets]
+    return predictor.segment(images, prompts, z_range=z_range, depths=depths, progress=progress)
 
 
 def write_output(
@@ -134,8 +138,9 @@ def write_output(
     return [path, names_file]
 
 
-def with_object_ids(targets: Sequence[Target], *, start: int) -> list[Target]:
-    """The same targets with object ids moved up to begin at `start`, so that several lists do not collide."""
-    lowest = min((target.prompt.object_id for target in targets), default=start)
-    shift = max(start - lowest, 0)
+def without_collisions(targets: Sequence[Target], *, beside: Sequence[Target]) -> list[Target]:
+    """The same targets, their object ids moved up where they would fall among those of other targets."""
+    taken = max((target.prompt.object_id for target in beside), default=0)
+    lowest = min((target.prompt.object_id for target in targets), default=1)
+    shift = max(taken + 1 - lowest, 0)
     return [replace(t, prompt=replace(t.prompt, object_id=t.prompt.object_id + shift)) for t in targets]

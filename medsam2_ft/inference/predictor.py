@@ -211,18 +211,20 @@ class Predictor:
         prompts: Sequence[Prompt],
         *,
         z_range: tuple[int, int] | None = None,
+        depths: Mapping[int, tuple[int, int]] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.uint16]:
         """Label map of all prompted objects over a whole volume, video or image.
 
         Each prompt is answered on its own slice; objects are then carried to both ends of `z_range` through SAM2's
-        memory. Several
-        prompts of one object on different slices all condition it. Where objects overlap, the one given later is on top.
+        memory. Several prompts of one object on different slices all condition it. Where objects overlap, the one given
+        later is on top.
 
         Args:
             images: uint8 (T, H, W) or (T, H, W, 3).
             prompts: at least one.
             z_range: first and last + 1 slice to fill; all by default.
+            depths: the same for single objects within `z_range`, by object id.
             progress: called with (slices done, slices in all).
 
         Returns:
@@ -245,7 +247,8 @@ class Predictor:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for object_id, by_slice in answers.items():
             groups[tuple(sorted(by_slice))].append(object_id)
-        labels = np.zeros(shape, np.uint16)
+        order = list(answers)
+        top = np.zeros(shape, np.uint16)  # 1 + place in `order` of the object on top
         done, total = 0, len(groups) * (high - low)
         for slices, object_ids in groups.items():
             conditioning: Mapping[int, NDArray[np.bool_]] = {
@@ -253,8 +256,10 @@ class Predictor:
             }
             for t, masks in propagate(self, images, conditioning=conditioning, low=low, high=high, features=cache):
                 for object_id, mask in zip(object_ids, masks, strict=True):
-                    labels[t][mask] = object_id
+                    first, stop = (depths or {}).get(object_id, (low, high))
+                    if first <= t < stop:
+                        np.maximum(top[t], np.uint16(1 + order.index(object_id)), out=top[t], where=mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        return labels
+        return np.array([0, *order], np.uint16)[top]

@@ -29,7 +29,7 @@ class Phantom:
     def from_checkpoint(cls, checkpoint, *, device):
         return cls()
 
-    def segment(self, images, prompts, *, z_range, progress=None):
+    def segment(self, images, prompts, *, z_range, depths=None, progress=None):
         labels = np.zeros(images.shape[:3], np.uint16)
         regions, _ = ndimage.label((images if images.ndim == 3 else images.max(axis=-1)) > 100)
         for prompt in prompts:
