@@ -144,7 +144,6 @@ class Tab:
         shown = [self.canvas, self.status]
         opened = [*shown, self.slice, self.object, self.files]
         quick: dict[str, Any] = {"concurrency_id": "click", "concurrency_limit": 8, "show_progress": "hidden"}
-        self.upload.change(self.on_open, [self.upload, self.model, self.window], opened, show_progress_on=self.canvas)
         gr.on([self.model.input, self.window.input], self.on_settings, [self.model, self.window], shown)
         self.add.click(self.on_add, [self.name], [self.object, self.name], **quick)
         self.canvas.drag(self.on_drag, [self.object], shown, **quick)
@@ -157,12 +156,22 @@ class Tab:
             self.on_propagate, None, [*shown, self.slice], concurrency_id="propagate", concurrency_limit=2
         )
         self.cancel.click(None, None, None, cancels=[running])
+        self.upload.change(
+            self.on_open,
+            [self.upload, self.model, self.window],
+            opened,
+            cancels=[running],
+            show_progress_on=self.canvas,
+        )
         self.save.click(self.on_save, None, self.files, concurrency_id="save", concurrency_limit=2)
 
     def _workspace(self, request: gr.Request) -> Workspace:
         return self.workspaces.get(str(request.session_hash), self.kind)
 
     def _show(self, workspace: Workspace) -> list[Any]:
+        """Picture and status, untouched where another file was opened meanwhile."""
+        if workspace.is_closed:
+            return [gr.skip(), gr.skip()]
         sizes = [
             f"{name}: {int((workspace.labels[workspace.index] == object_id).sum())} px"
             for object_id, name in enumerate(workspace.names, start=1)
@@ -243,13 +252,14 @@ class Tab:
             return self._show(workspace)
 
     def on_propagate(self, request: gr.Request, progress: Any = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
-        """Carry all objects both ways; cancelling leaves everything as it was."""
+        """Carry all objects both ways; cancelling, or opening another file, leaves everything as it was."""
         with told():
             workspace = self._workspace(request)
             for done, index in workspace.propagate():
                 progress(done, desc=f"{'Frame' if self.kind == 'video' else 'Slice'} {index}")
                 yield [gr.skip(), f"Propagating: {done:.0%}", gr.skip()]
-            yield [*self._show(workspace), workspace.index]
+            if not workspace.is_closed:
+                yield [*self._show(workspace), workspace.index]
 
     def on_save(self, request: gr.Request) -> list[str]:
         """The label map in every form that suits the source."""

@@ -65,6 +65,7 @@ class Workspace:
         self.model: str | None = None
         self.window = OWN_WINDOW
         self.marks: dict[tuple[int, int], Marks] = {}
+        self.is_closed = False
         self._engine = engine
         self._key = key
 
@@ -73,7 +74,10 @@ class Workspace:
         """The pixels as the network sees them."""
         window = None if self.window == OWN_WINDOW else WINDOWS[self.window]
         recipe = serving_recipe(self._engine.recipe(self.model), dtype=self.volume.array.dtype, window=window)
-        return self._engine.prepare(self.volume.array, key=self._key, recipe=recipe)
+        view = self._engine.prepare(self.volume.array, key=self._key, recipe=recipe)
+        if self.is_closed:  # by another thread; what was just cached would stay
+            self.close()
+        return view
 
     @property
     def num_slices(self) -> int:
@@ -81,7 +85,8 @@ class Workspace:
         return len(self.labels)
 
     def close(self) -> None:
-        """Let the engine forget the pixels."""
+        """Let the engine forget the pixels, and end a propagation that is running."""
+        self.is_closed = True
         self._engine.forget(self._key)
 
     def add_object(self, name: str) -> int:
@@ -140,7 +145,8 @@ class Workspace:
     def propagate(self) -> Iterator[tuple[float, int]]:
         """Carry all objects from the marked slices through the whole volume, both ways.
 
-        The label map is replaced once the last slice is done, so whoever stops iterating leaves it as it was.
+        The label map is replaced once the last slice is done, so whoever stops iterating leaves it as it was. It ends
+        early where the workspace is closed meanwhile.
 
         Yields:
             (progress from 0 to 1, slice just done).
@@ -161,6 +167,8 @@ class Workspace:
         for progress, index, masks in self._engine.track(self.view, prompts, model=self.model):
             for object_id, mask in masks.items():
                 labels[index][mask] = object_id
+            if self.is_closed:
+                return
             yield progress, index
         self.labels = labels
 
@@ -171,6 +179,8 @@ class Workspace:
     def _answer(self, object_id: int, marks: Marks) -> None:
         """Marks that cannot be answered leave no trace."""
         answer = self._engine.segment_slice(self.view, [marks.to_prompt(object_id, self.index)], model=self.model)
+        if self.is_closed:
+            self.close()
         self.marks[object_id, self.index] = marks
         self._paint(object_id, answer.masks_NHW[0])
 

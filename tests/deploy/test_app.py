@@ -8,6 +8,7 @@ import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,7 @@ from medsam2_ft.deploy.workspaces import Workspaces
 from medsam2_ft.errors import UserError
 from medsam2_ft.io.volume import Volume
 
+USER = SimpleNamespace(session_hash="a")
 CHROMIUM = Path("/usr/bin/chromium")
 
 
@@ -36,6 +38,16 @@ def two_balls(num_slices=9, height=60, width=80) -> np.ndarray:
 @pytest.fixture
 def workspace():
     return Workspace(phantom_engine(), Volume(two_balls()), key="a")
+
+
+@pytest.fixture
+def tab():
+    """The volume tab without a browser; `USER` is the one session."""
+    gradio = pytest.importorskip("gradio")
+    from medsam2_ft.deploy.gradio_app import Tab
+
+    with gradio.Blocks():
+        return Tab("volume", Workspaces(phantom_engine()), examples=[])
 
 
 def test_a_box_and_propagation_fill_the_ball(workspace):
@@ -81,6 +93,27 @@ def test_a_cancelled_propagation_changes_nothing(workspace):
     next(steps), next(steps)
     steps.close()
     np.testing.assert_array_equal(workspace.labels, before)
+
+
+def test_opening_a_file_ends_the_propagation_of_the_one_before(tab):
+    drag = SimpleNamespace(corners=(5, 10, 35, 50))
+    old = tab.workspaces.open("a", "volume", Volume(two_balls()))
+    tab.on_drag("object 1", drag, USER)
+    before, steps = old.labels.copy(), tab.on_propagate(USER, lambda *_, **__: None)
+    assert "Propagating" in next(steps)[1]
+    new = tab.workspaces.open("a", "volume", Volume(two_balls()))
+    assert list(steps) == [], "nothing of the old file is shown any more"
+    np.testing.assert_array_equal(old.labels, before)
+    tab.on_drag("object 1", drag, USER)
+    assert new.labels.any()
+
+
+def test_an_answer_that_comes_after_another_file_was_opened_is_not_shown(tab):
+    old = tab.workspaces.open("a", "volume", Volume(two_balls()))
+    tab.workspaces.open("a", "volume", Volume(two_balls()))
+    old.draw_box(1, (5, 10, 35, 50))
+    assert not any("source" in update for update in tab._show(old))
+    assert not len(old._engine._prepared) and not len(old._engine._embeddings), "a closed file is not cached again"
 
 
 def test_marks_that_make_no_sense_are_told(workspace):
