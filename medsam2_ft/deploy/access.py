@@ -4,8 +4,9 @@ import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medsam2_ft.errors import ConfigError
 
@@ -61,6 +62,34 @@ def guard(app: FastAPI, *, api_key: str | None, is_local: bool) -> None:
             if not secrets.compare_digest(offered.encode(), api_key.encode()):
                 return _problem(401, "The X-API-Key header is missing or wrong.")
         return await call_next(request)
+
+
+class BodyLimit:
+    """Middleware that answers 413 once a request's body grows beyond a limit; uploads (PUT) have their own."""
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        """
+        Args:
+            app: what answers the requests.
+            limit: bytes.
+        """
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self._limit:  # FastAPI passes on HTTPException alone while it reads a body
+                raise HTTPException(413, f"The request is larger than {self._limit >> 20} MiB.")
+            return message
+
+        is_upload = scope["type"] != "http" or scope["method"] == "PUT"
+        await self._app(scope, receive if is_upload else counted, send)
 
 
 def _problem(status: int, sentence: str) -> JSONResponse:

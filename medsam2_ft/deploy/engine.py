@@ -143,10 +143,13 @@ class Engine:
         with self.turns.click():
             self._embedding(view, index, model)
 
-    def embed_soon(self, view: View, index: int, *, model: str | None = None) -> None:
-        """Compute slice `index` while the caller goes on; a hint, dropped while an earlier one is still worked on."""
+    def embed_soon(self, view: Callable[[], View], index: int, *, model: str | None = None) -> None:
+        """Compute slice `index` while the caller goes on; a hint, dropped while an earlier one is still worked on.
+
+        What goes wrong is told when somebody asks for a mask.
+        """
         if self._read_ahead is None or self._read_ahead.done():
-            self._read_ahead = self._reader.submit(self.embed, view, index, model=model)
+            self._read_ahead = self._reader.submit(lambda: self.embed(view(), index, model=model))
 
     def segment_slice(self, view: View, prompts: Sequence[Prompt], *, model: str | None = None) -> SliceAnswer:
         """Masks of all prompted objects of one slice, from one encoding.

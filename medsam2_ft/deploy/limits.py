@@ -11,10 +11,12 @@ class Limits:
 
     upload_bytes: int = 1 << 30
     """Compressed bytes of one upload."""
+    request_bytes: int = 32 << 20
+    """Body of any other request."""
     volume_bytes: int = 2 << 30
     """Uncompressed bytes of one volume: a gzip bomb ends here."""
     stored_bytes: int = 16 << 30
-    """Uncompressed bytes of all volumes and results on disk."""
+    """Uncompressed bytes of all volumes on disk; results, which compress well, come on top."""
     side: int = 4096
     """Longest axis of a volume, in voxels."""
     sessions: int = 128

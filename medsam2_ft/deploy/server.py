@@ -11,6 +11,7 @@ import logging
 import secrets
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from medsam2_ft import __version__
 from medsam2_ft.deploy import messages as m
-from medsam2_ft.deploy.access import guard
+from medsam2_ft.deploy.access import BodyLimit, guard
 from medsam2_ft.deploy.engine import Engine, View, check_prompts, serving_recipe
 from medsam2_ft.deploy.jobs import Job, JobQueue, JobStatus
 from medsam2_ft.deploy.limits import Limits, Refusal
@@ -97,6 +98,7 @@ def create_app(
     app.add_exception_handler(UserError, _tell_user_error)
     app.add_exception_handler(RequestValidationError, _tell_validation_error)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
+    app.add_middleware(BodyLimit, limit=limits.request_bytes)
     guard(app, api_key=api_key, is_local=is_local)
     return app
 
@@ -217,13 +219,13 @@ def delete_volume(desk: DeskOf, session: SessionOf, volume: m.Sha256) -> None:
 @router.post("/sessions/{session}/embeddings", status_code=204)
 def embed(desk: DeskOf, session: SessionOf, body: m.EmbedRequest) -> None:
     """Compute the slice that the user looks at ahead of the first click; without `wait` only if nothing else is read ahead."""
-    view = desk.view(session, body)
-    if body.slice >= view.shape[0]:
-        raise Refusal(422, f"Slice {body.slice} does not exist; this axis has slices 0 to {view.shape[0] - 1}.")
+    num_slices = desk.shape(session, body)[0]
+    if body.slice >= num_slices:
+        raise Refusal(422, f"Slice {body.slice} does not exist; this axis has slices 0 to {num_slices - 1}.")
     if body.wait:
-        desk.engine.embed(view, body.slice, model=body.model)
+        desk.engine.embed(desk.view(session, body), body.slice, model=body.model)
     else:
-        desk.engine.embed_soon(view, body.slice, model=body.model)
+        desk.engine.embed_soon(partial(desk.view, session, body), body.slice, model=body.model)
 
 
 @router.post("/sessions/{session}/masks")

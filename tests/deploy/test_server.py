@@ -119,6 +119,22 @@ def test_a_slice_is_read_ahead_while_the_user_draws():
         assert client.post(f"/sessions/{session}/embeddings", json=beyond).status_code == 422
 
 
+def test_a_body_beyond_the_limit_is_refused_as_it_comes():
+    def pieces():
+        yield b'{"volume": "'
+        for _ in range(64):
+            yield b"a" * 4096
+
+    with TestClient(create_app(phantom_engine(), limits=Limits(request_bytes=1 << 16))) as client:
+        session, volume = opened(client)
+        for content in (b"a" * 100_000, pieces()):
+            answer = client.post(f"/sessions/{session}/masks", content=content)
+            assert answer.status_code == 413
+            assert "larger than" in answer.json()["detail"]
+        body = {"volume": volume, "prompts": [BOX]}
+        assert client.post(f"/sessions/{session}/masks", json=body).status_code == 200
+
+
 def test_sessions_do_not_see_each_other(client):
     first, volume = opened(client)
     second = client.post("/sessions").json()["session"]

@@ -361,3 +361,63 @@ def test_the_panel_makes_a_named_segment(panel):
     widget.only_depth = MagicMock(checked=False)
     widget.on_propagate()
     np.testing.assert_array_equal(segments["liver"] > 0, array > 100)
+
+
+def roi_at(slice_index, *, depth_mm=2.0):
+    """A box of 20 x 20 mm round the ball's place, on the slices round one."""
+    to_world = np.eye(4)
+    to_world[:3, 3] = [-24, -20, 2.0 * slice_index]
+    return MagicMock(
+        GetObjectToWorldMatrix=lambda: MagicMock(GetElement=lambda row, column: to_world[row, column]),
+        GetSize=lambda: (20, 20, depth_mm),
+        GetNumberOfDefinedControlPoints=lambda: 1,
+    )
+
+
+def test_carrying_one_object_leaves_the_others(panel):
+    widget, segments, array = panel
+    elsewhere = np.zeros(array.shape, np.uint8)
+    elsewhere[2, 5:9, 5:9] = 1
+    widget.on_add_box()
+    widget.objects |= {"vessel": {"roi": roi_at(2), True: None, False: None}}
+    widget.objects |= {"drawn on another volume": {"roi": roi_at(400), True: None, False: None}}
+    segments["vessel"] = elsewhere.copy()
+    widget.on_segment()
+    widget.only_depth = MagicMock(checked=False)
+    widget.on_propagate()
+    np.testing.assert_array_equal(segments["liver"] > 0, array > 100)
+    np.testing.assert_array_equal(segments["vessel"], elsewhere)
+    widget.object = MagicMock(currentText="vessel")
+    widget.on_remove()
+    assert list(widget.objects) == ["liver", "drawn on another volume"]
+    widget.on_scene_closed()
+    assert not widget.objects
+
+
+def test_clicks_beyond_the_box_correct_what_is_there(panel):
+    widget, _, array = panel
+    volume, segment = widget.volume.currentNode(), (array > 100).astype(np.uint8)
+    click = MagicMock(
+        GetNumberOfDefinedControlPoints=lambda: 1, GetNthControlPointPositionWorld=lambda i: (-24.0, -20.0, 12.0)
+    )
+    how = {"number": 1, "axis": 0, "index": 6}
+    prompt, depth = widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=segment, **how)
+    assert (prompt.box, depth, prompt.clicks) == (None, (2, 2), [(24.0, 20.0, False)])
+    np.testing.assert_array_equal(prompt.mask, segment[6] > 0)
+    prompt, _ = widget.logic.prompt(volume, roi_at(6), [(click, False)], segment=segment, **how)
+    assert prompt.box is not None
+    assert prompt.mask is None, "a box starts afresh, as in the app"
+    with pytest.raises(ServerError, match="Only negative clicks"):
+        widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=segment * 0, **how)
+
+
+def test_any_number_of_volumes_one_after_another(server_url):
+    workflow = Workflow(Client(server_url))
+    for number in range(Limits.volumes_per_session + 2):
+        workflow.choose_volume(bright_ball() + number)
+        assert workflow.segment_slice([ObjectPrompt(1, 6, box=[10.0, 10, 40, 40])], axis=0)[1].any()
+
+
+def test_a_taken_port_is_told(server_url):
+    with pytest.raises(ServerError, match="runs on port .* already"):
+        LocalServer().start(sys.executable, port=int(server_url.rsplit(":", 1)[-1]))

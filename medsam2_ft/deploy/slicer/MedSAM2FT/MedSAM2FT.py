@@ -4,8 +4,6 @@ The widget holds the Qt, `MedSAM2FTLib.scene` the MRML; what they do with a volu
 MedSAM2FTLib, which needs neither.
 """
 
-import contextlib
-
 import ctk
 import numpy as np
 import qt
@@ -57,9 +55,11 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
         self._set_up_prompts()
         self._set_up_actions()
         self.layout.addStretch(1)
+        self._observer = slicer.mrmlScene.AddObserver(slicer.mrmlScene.EndCloseEvent, self.on_scene_closed)
 
     def cleanup(self):
         """Leave nothing behind, on this computer or the server."""
+        slicer.mrmlScene.RemoveObserver(self._observer)
         self.logic.disconnect()
         self.logic.server.stop()
 
@@ -128,6 +128,7 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
         form.addRow("Object", self.object)
         self._button(form, "Add positive clicks", "Click inside the chosen object", lambda: self.on_add_clicks(True))
         self._button(form, "Add negative clicks", "Click outside the chosen object", lambda: self.on_add_clicks(False))
+        self._button(form, "Remove object", "Its box and clicks; its segment stays", self.on_remove)
 
     def _set_up_actions(self):
         form = self._section("Segmentation")
@@ -181,16 +182,18 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
             self.object.addItem(name)
         self.object.setCurrentText(name)
         self.name.text = f"object {len(self.objects) + 1}"
-        self._read_ahead()
         self._place(roi)
+        self._read_ahead()
 
     def _read_ahead(self):
         """Let a server that has answered before encode the slice in view while the user draws on it."""
         if self.model.count == 0 or self.volume.currentNode() is None:
             return
-        with contextlib.suppress(ServerError, ValueError):  # told when the user asks for a mask
+        try:
             _, _, axis, index, window = self._ready()
             self.logic.workflow.look_at(index, axis=axis, window=window, wait=False)
+        except (ServerError, ValueError) as error:  # no reason to stop drawing
+            slicer.util.showStatusMessage(str(error), 5000)
 
     def on_add_clicks(self, positive):
         """Add positive or negative clicks to the chosen object."""
@@ -205,6 +208,19 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
             node.GetDisplayNode().SetSelectedColor(*((0, 1, 0) if positive else (1, 0, 0)))
             self.objects[name][positive] = node
         self._place(self.objects[name][positive])
+
+    def on_remove(self):
+        """Remove object: its box and clicks go, its segment stays."""
+        for node in self.objects.pop(self.object.currentText, {}).values():
+            if node is not None:
+                slicer.mrmlScene.RemoveNode(node)
+        self.object.removeItem(self.object.currentIndex)
+
+    def on_scene_closed(self, *_):
+        """Boxes, clicks and kept slices went with the scene."""
+        self.objects.clear()
+        self.kept.clear()
+        self.object.clear()
 
     def _place(self, node):
         selection = slicer.app.applicationLogic().GetSelectionNode()
@@ -231,24 +247,28 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
         axis, index = self.logic.plane(volume, self.view.currentText)
         return volume, segmentation, axis, index, self.logic.window(volume, self.preset.currentText)
 
-    def _prompts(self, volume, axis, index):
+    def _prompts(self, volume, segmentation, axis, index):
         """(prompts of all objects on the slice, first and last slice that any of their boxes touches)."""
         prompts, firsts, lasts = [], [], []
-        for number, nodes in enumerate(self.objects.values(), start=1):
+        for number, (name, nodes) in enumerate(self.objects.items(), start=1):
             clicks = ((nodes[True], True), (nodes[False], False))
-            prompt, (first, last) = self.logic.prompt(
-                volume, nodes["roi"], clicks, number=number, axis=axis, index=index
-            )
+            segment = self.logic.segment_array(segmentation, name, volume)
+            try:
+                prompt, (first, last) = self.logic.prompt(
+                    volume, nodes["roi"], clicks, number=number, axis=axis, index=index, segment=segment
+                )
+            except ValueError:  # the box was drawn on another volume
+                continue
             firsts.append(first)
             lasts.append(last)
-            if (prompt.box is not None and first <= index <= last) or prompt.clicks:
+            if prompt.box is not None or prompt.clicks:
                 prompts.append(prompt)
         return prompts, (min(firsts, default=0), max(lasts, default=0))
 
     def on_segment(self):
         """Segment slice: every object whose box or clicks lie on the slice in view."""
         volume, segmentation, axis, index, window = self._ready()
-        prompts, _ = self._prompts(volume, axis, index)
+        prompts, _ = self._prompts(volume, segmentation, axis, index)
         if not prompts:
             raise ServerError("No box and no click lies on the slice in view; draw one, or scroll to it.")
         masks = self.logic.workflow.segment_slice(prompts, axis=axis, window=window)
@@ -275,7 +295,7 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
         """Propagate both ways from what is segmented on the slice in view and on the kept slices."""
         volume, segmentation, axis, index, window = self._ready()
         kept = {i for node_id, kept_axis, i in self.kept if (node_id, kept_axis) == (volume.GetID(), axis)}
-        from_boxes, (first, last) = self._prompts(volume, axis, index)
+        from_boxes, (first, last) = self._prompts(volume, segmentation, axis, index)
         if not self.only_depth.checked:
             first, last = 0, slicer.util.arrayFromVolume(volume).shape[axis] - 1
         prompts = []
@@ -299,8 +319,10 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
             )
         finally:
             dialog.close()
+        carried = {prompt.object for prompt in prompts}  # the others keep what they have
         for number, name in enumerate(self.objects, start=1):
-            self.logic.write_segment(segmentation, name, labels == number, volume)
+            if number in carried:
+                self.logic.write_segment(segmentation, name, labels == number, volume)
 
 
 class MedSAM2FTTest(ScriptedLoadableModuleTest):

@@ -38,10 +38,10 @@ class Client:
             api_key: needed where the server asks for one.
             timeout_s: how long one answer may take; uploads get ten times as long.
         """
+        self.api_key = api_key
         if not url.startswith(("http://", "https://")):
             raise ServerError(f"'{url}' is not a server address; write http://127.0.0.1:8642, for instance.")
         self.url = url.rstrip("/")
-        self._api_key = api_key
         self._timeout_s = timeout_s
         # A proxy from the environment must not see patient data meant for this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -58,7 +58,7 @@ class Client:
         Raises:
             ServerError: no answer, or a status of 400 or above.
         """
-        headers = {"X-API-Key": self._api_key} if self._api_key else {}
+        headers = {"X-API-Key": self.api_key} if self.api_key else {}
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
@@ -105,15 +105,19 @@ class Client:
         """Delete everything that the session holds on the server."""
         self.request("DELETE", f"/sessions/{session}")
 
-    def upload(self, session: str, packed: bytes, *, sha256: str) -> None:
-        """Send a volume that `pack` packed, unless the session holds it already."""
+    def upload(self, session: str, array: np.ndarray, *, sha256: str) -> None:
+        """Send a volume, unless the session holds it already; only then it is compressed, which takes longest."""
         path = f"/sessions/{session}/volumes/{sha256}"
         try:
             self.request("GET", path)
         except ServerError as error:
             if error.status != 404:
                 raise
-            self.request("PUT", path, data=packed)
+            self.request("PUT", path, data=gzip.compress(npy_bytes(array), compresslevel=1))
+
+    def delete_volume(self, session: str, sha256: str) -> None:
+        """Let the session forget a volume."""
+        self.request("DELETE", f"/sessions/{session}/volumes/{sha256}")
 
     def labels(self, session: str, job: str) -> np.ndarray:
         """The label map of a finished job, uint8, on the grid of the uploaded array."""
@@ -121,12 +125,16 @@ class Client:
         return np.load(io.BytesIO(gzip.decompress(packed)), allow_pickle=False)
 
 
-def pack(array: np.ndarray) -> tuple[bytes, str]:
-    """(gzip of .npy bytes, sha256 of the .npy bytes) of a volume."""
+def npy_bytes(array: np.ndarray) -> memoryview:
+    """A volume as the server takes it, before compression."""
     plain = io.BytesIO()
     np.save(plain, np.ascontiguousarray(array), allow_pickle=False)
-    view = plain.getbuffer()
-    return gzip.compress(view, compresslevel=1), hashlib.sha256(view).hexdigest()
+    return plain.getbuffer()
+
+
+def name_of(array: np.ndarray) -> str:
+    """What the server calls a volume: the sha256 of its .npy bytes."""
+    return hashlib.sha256(npy_bytes(array)).hexdigest()
 
 
 def encode_mask(mask: np.ndarray) -> str:

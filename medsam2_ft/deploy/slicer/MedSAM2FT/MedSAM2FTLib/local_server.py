@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import tempfile
 import time
@@ -53,6 +54,11 @@ class LocalServer:
         """
         if self.is_running:
             self.stop()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise ServerError(
+                    f"Something runs on port {port} already: test the connection, or choose another port."
+                )
         command = [python, "-m", "medsam2_ft", "serve", "--port", str(port)]
         for checkpoint in checkpoints:
             command += ["--checkpoint", checkpoint]

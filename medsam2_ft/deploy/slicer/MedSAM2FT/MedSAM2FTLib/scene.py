@@ -23,10 +23,11 @@ class MedSAM2FTLogic(ScriptedLoadableModuleLogic):
 
     def connect(self, url, api_key, model=None):
         """Talk to this server with this model from now on."""
-        is_same = self.workflow is not None and self.workflow.client.url == url.rstrip("/")
-        if not is_same or self.workflow.model != model:
+        client, current = Client(url, api_key=api_key), self.workflow
+        is_same = current is not None and (current.client.url, current.client.api_key) == (client.url, api_key)
+        if not is_same or current.model != model:
             self.disconnect()
-            self.workflow = Workflow(Client(url, api_key=api_key), model=model)
+            self.workflow = Workflow(client, model=model)
         return self.workflow
 
     def disconnect(self):
@@ -53,21 +54,38 @@ class MedSAM2FTLogic(ScriptedLoadableModuleLogic):
         shape = slicer.util.arrayFromVolume(volume).shape
         return axis, geometry.slice_index(matrix, shape, axis, slice_to_ras[:3, 3])
 
-    def prompt(self, volume, roi, clicks, *, number, axis, index):
-        """One object's box and clicks on one slice, and the first and last slice that its box touches."""
+    def prompt(self, volume, roi, clicks, *, number, axis, index, segment=None):
+        """One object's prompt on one slice, and the first and last slice that its box touches.
+
+        Args:
+            volume: the volume node.
+            roi: markups ROI, or None.
+            clicks: (fiducial node or None, whether its clicks are positive).
+            number: of the object.
+            axis, index: the slice.
+            segment: what the object has so far, [k, j, i]; clicks beyond the box's slices correct that, not the box.
+        """
         matrix, shape = self.ijk_to_ras(volume), slicer.util.arrayFromVolume(volume).shape
         prompt = ObjectPrompt(number, index)
         depth = (0, shape[axis] - 1)
         if roi is not None and roi.GetNumberOfDefinedControlPoints():
             object_to_world = geometry.matrix_to_array(roi.GetObjectToWorldMatrix())
             corners = geometry.roi_corners(object_to_world, roi.GetSize())
-            prompt.box, depth = geometry.box_on_slice(matrix, shape, axis, corners)
+            box, depth = geometry.box_on_slice(matrix, shape, axis, corners)
+            prompt.box = box if depth[0] <= index <= depth[1] else None
         for node, positive in clicks:
             for position in range(node.GetNumberOfDefinedControlPoints() if node is not None else 0):
                 point = np.array(node.GetNthControlPointPositionWorld(position))
                 on_slice = geometry.to_ijk(matrix, point)[0, geometry.IJK_OF_AXIS[axis]]
                 if abs(on_slice - index) <= 0.5:
                     prompt.clicks.append((*geometry.click_on_slice(matrix, axis, point), positive))
+        if prompt.clicks and prompt.box is None and segment is not None:
+            mask = np.moveaxis(segment, axis, 0)[index] > 0
+            prompt.mask = mask if mask.any() else None
+            if prompt.mask is None and not any(positive for _, _, positive in prompt.clicks):
+                raise ServerError(
+                    "Only negative clicks lie on this slice, where the object is not yet; click inside it first."
+                )
         return prompt, depth
 
     def window(self, volume, preset):

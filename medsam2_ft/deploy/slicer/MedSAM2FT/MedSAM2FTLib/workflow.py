@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .client import Client, ServerError, decode_mask, pack
+from .client import Client, ServerError, decode_mask, name_of
 from .prompts import ObjectPrompt
 
 EXPIRED = 404
@@ -48,7 +48,6 @@ class Workflow:
         self.client = client
         self.model = model
         self._session: str | None = None
-        self._packed = b""
         self._sha256 = ""
         self._array: np.ndarray | None = None
 
@@ -60,13 +59,14 @@ class Workflow:
         return self._array.shape
 
     def choose_volume(self, array: np.ndarray) -> None:
-        """Work on this volume from now on; it is sent with the first request that needs it."""
+        """Work on this volume from now on; it is sent with the first request that needs it, and the one before is deleted."""
         if array.ndim != 3:
             raise ServerError("This volume has several components a voxel; choose a scalar volume.")
-        packed, sha256 = pack(sendable(array))
-        if sha256 != self._sha256:
-            self._packed, self._sha256 = packed, sha256
-        self._array = array
+        self._array = sendable(array)
+        before, self._sha256 = self._sha256, name_of(self._array)
+        if before not in ("", self._sha256) and self._session is not None:
+            with contextlib.suppress(ServerError):  # never sent, or gone with its session
+                self.client.delete_volume(self._session, before)
 
     def segment_slice(
         self, prompts: Sequence[ObjectPrompt], *, axis: int, window: tuple[float, float] | None = None
@@ -141,7 +141,7 @@ class Workflow:
             if is_new:
                 self._session = self.client.open_session()
             try:
-                self.client.upload(str(self._session), self._packed, sha256=self._sha256)
+                self.client.upload(str(self._session), self._array, sha256=self._sha256)
                 request = {"volume": self._sha256, "model": self.model, **body}
                 return self.client.ask("POST", f"/sessions/{self._session}/{what}", body=request)
             except ServerError as error:
