@@ -1,7 +1,7 @@
 """What one user of the app works on: an image, volume or video, its named objects, marks on slices and the label map.
 
 Knows nothing of the browser. What the user sees on a marked slice is what propagation starts from, so a correction is
-simply another marked slice.
+simply another marked slice. Marks lie over what was propagated, the latest on top, so taking one back uncovers the rest.
 """
 
 from __future__ import annotations
@@ -24,17 +24,25 @@ MAX_OBJECTS = 255
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """What was drawn for one object on one slice, in the order it was drawn.
+    """What was drawn for one object on one slice, in the order it was drawn, and the answer.
 
     Attributes:
+        before: the object's mask (H, W) here when the first mark was made; a correction starts from it.
         box: the latest box (x0, y0, x1, y1) in pixels, half-open.
         clicks: (x, y, is_positive).
-        before: the object's mask (H, W) here when the first mark was made; a correction starts from it.
+        bits: the answered mask, packed, because undo keeps one for each mark.
     """
 
     before: NDArray[np.bool_]
     box: tuple[float, float, float, float] | None = None
     clicks: tuple[tuple[float, float, bool], ...] = ()
+    bits: NDArray[np.uint8] | None = None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The answer, (H, W)."""
+        assert self.bits is not None
+        return np.unpackbits(self.bits, count=self.before.size).reshape(self.before.shape).astype(np.bool_)
 
     def to_prompt(self, object_id: int, index: int) -> Prompt:
         """A fresh box starts afresh; clicks alone correct what propagation left here."""
@@ -64,8 +72,10 @@ class Workspace:
         self.labels: NDArray[np.uint8] = np.zeros(volume.array.shape[:3], np.uint8)
         self.model: str | None = None
         self.window = OWN_WINDOW
-        self.marks: dict[tuple[int, int], Marks] = {}
         self.is_closed = False
+        self._below = self.labels.copy()
+        self._history: list[tuple[tuple[int, int], Marks]] = []
+        self._cleared: set[int] = set()
         self._engine = engine
         self._key = key
 
@@ -83,6 +93,15 @@ class Workspace:
     def num_slices(self) -> int:
         """Slices or frames, T."""
         return len(self.labels)
+
+    @property
+    def marks(self) -> dict[tuple[int, int], Marks]:
+        """What is drawn, by (object, slice), the latest last."""
+        latest: dict[tuple[int, int], Marks] = {}
+        for place, marks in self._history:
+            latest.pop(place, None)
+            latest[place] = marks
+        return latest
 
     def close(self) -> None:
         """Let the engine forget the pixels, and end a propagation that is running."""
@@ -115,7 +134,8 @@ class Workspace:
         height, width = self.labels.shape[1:]
         (x0, x1), (y0, y1) = sorted(corners[0::2]), sorted(corners[1::2])
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-        self._answer(object_id, replace(self._marks(object_id), box=box, clicks=()))
+        place = object_id, self.index
+        self._answer(place, replace(self._marks(place), box=box, clicks=()))
 
     def click(self, object_id: int, x: float, y: float, *, positive: bool) -> None:
         """Take a click (pixels, 0 at the left and top edge of the image) on the current slice, and answer it.
@@ -123,30 +143,32 @@ class Workspace:
         Raises:
             UserError: the first mark is a negative click on nothing.
         """
-        marks = self._marks(object_id)
+        place = object_id, self.index
+        marks = self._marks(place)
         if not positive and marks.box is None and not marks.clicks and not marks.before.any():
             raise UserError("A negative click takes something away; draw a box or click inside the object first.")
-        self._answer(object_id, replace(marks, clicks=(*marks.clicks, (x, y, positive))))
+        self._answer(place, replace(marks, clicks=(*marks.clicks, (x, y, positive))))
 
     def undo(self, object_id: int) -> None:
-        """Take back the object's latest mark on the current slice."""
-        marks = self._marks(object_id)
-        marks = replace(marks, clicks=marks.clicks[:-1]) if marks.clicks else replace(marks, box=None)
-        if marks.box is not None or marks.clicks:
-            self._answer(object_id, marks)
-        elif self.marks.pop((object_id, self.index), None):
-            self._paint(object_id, marks.before)
+        """Take back the object's latest mark on the current slice, and give back what it covered."""
+        place = object_id, self.index
+        steps = [step for step, (marked, _) in enumerate(self._history) if marked == place]
+        if steps:
+            del self._history[steps[-1]]
+            self._flatten(self.index)
 
     def clear(self, object_id: int) -> None:
         """Forget the object's marks and mask on all slices."""
-        self.marks = {place: marks for place, marks in self.marks.items() if place[0] != object_id}
-        self.labels[self.labels == object_id] = 0
+        self._history = [(place, marks) for place, marks in self._history if place[0] != object_id]
+        self._below[self._below == object_id] = 0
+        self._cleared.add(object_id)
+        self._flatten_all()
 
     def propagate(self) -> Iterator[tuple[float, int]]:
         """Carry all objects from the marked slices through the whole volume, both ways.
 
         The label map is replaced once the last slice is done, so whoever stops iterating leaves it as it was. It ends
-        early where the workspace is closed meanwhile.
+        early where the workspace is closed meanwhile. What the user does meanwhile counts as done afterwards.
 
         Yields:
             (progress from 0 to 1, slice just done).
@@ -154,37 +176,53 @@ class Workspace:
         Raises:
             UserError: nothing is marked.
         """
-        slices = sorted({index for _, index in self.marks})
+        marked = {index: np.unique(self.labels[index]) for index in sorted({index for _, index in self.marks})}
         prompts = [
             Prompt(int(object_id), index, mask=self.labels[index] == object_id)
-            for index in slices
-            for object_id in np.unique(self.labels[index])
+            for index, ids in marked.items()
+            for object_id in ids
             if object_id
         ]
         if not prompts:
             raise UserError("Nothing is segmented yet: draw a box on a slice first.")
         labels = np.zeros_like(self.labels)
+        self._cleared = set()
         for progress, index, masks in self._engine.track(self.view, prompts, model=self.model):
             for object_id, mask in masks.items():
                 labels[index][mask] = object_id
             if self.is_closed:
                 return
             yield progress, index
-        self.labels = labels
+        for index, ids in marked.items():  # stays as the user left it; objects from other slices take what is free
+            below = self._below[index]
+            is_new = (below == 0) & ~np.isin(labels[index], ids)
+            labels[index] = np.where(is_new, labels[index], below)
+        labels[np.isin(labels, list(self._cleared))] = 0
+        self._below = labels
+        self._flatten_all()
 
-    def _marks(self, object_id: int) -> Marks:
-        known = self.marks.get((object_id, self.index))
-        return known or Marks(before=self.labels[self.index] == object_id)
+    def _marks(self, place: tuple[int, int]) -> Marks:
+        object_id, index = place
+        return self.marks.get(place) or Marks(before=self.labels[index] == object_id)
 
-    def _answer(self, object_id: int, marks: Marks) -> None:
+    def _answer(self, place: tuple[int, int], marks: Marks) -> None:
         """Marks that cannot be answered leave no trace."""
-        answer = self._engine.segment_slice(self.view, [marks.to_prompt(object_id, self.index)], model=self.model)
+        answer = self._engine.segment_slice(self.view, [marks.to_prompt(*place)], model=self.model)
         if self.is_closed:
             self.close()
-        self.marks[object_id, self.index] = marks
-        self._paint(object_id, answer.masks_NHW[0])
+        self._history.append((place, replace(marks, bits=np.packbits(answer.masks_NHW[0]))))
+        self._flatten(place[1])
 
-    def _paint(self, object_id: int, mask: NDArray[np.bool_]) -> None:
-        plane = self.labels[self.index]
-        plane[plane == object_id] = 0
-        plane[mask] = object_id
+    def _flatten(self, index: int) -> None:
+        """Lay the slice's marks over the label map below them."""
+        plane = self._below[index].copy()
+        for (object_id, marked), marks in self.marks.items():
+            if marked == index:
+                plane[plane == object_id] = 0
+                plane[marks.mask] = object_id
+        self.labels[index] = plane
+
+    def _flatten_all(self) -> None:
+        self.labels = self._below.copy()
+        for index in {index for _, index in self.marks}:
+            self._flatten(index)

@@ -95,6 +95,80 @@ def test_a_cancelled_propagation_changes_nothing(workspace):
     np.testing.assert_array_equal(workspace.labels, before)
 
 
+def test_undo_gives_back_what_a_box_covered(workspace):
+    workspace.add_object("drawn by mistake")
+    workspace.draw_box(1, (5, 10, 35, 50))
+    before = workspace.labels.copy()
+    workspace.draw_box(2, (0, 0, 40, 60))
+    assert not (workspace.labels == 1).any()
+    workspace.draw_box(2, (0, 0, 15, 60))
+    assert {1, 2} <= set(np.unique(workspace.labels)), "a smaller box uncovers what the larger one took"
+    workspace.undo(2)
+    assert not (workspace.labels == 1).any(), "undo brings back the larger box"
+    workspace.undo(2)
+    np.testing.assert_array_equal(workspace.labels, before)
+    assert list(workspace.marks) == [(1, 4)]
+
+
+def test_undo_of_an_older_mark_leaves_the_newer_object_on_top(workspace):
+    workspace.add_object("part")
+    workspace.draw_box(1, (5, 10, 35, 50))
+    workspace.draw_box(2, (5, 10, 20, 50))
+    part = workspace.labels == 2
+    workspace.click(1, 20.5, 30.5, positive=True)
+    assert not (workspace.labels == 2).any()
+    workspace.undo(1)
+    np.testing.assert_array_equal(workspace.labels == 2, part)
+    workspace.undo(1)
+    np.testing.assert_array_equal(workspace.labels, 2 * part.astype(np.uint8))
+
+
+def test_undo_gives_back_what_was_propagated_below(workspace):
+    workspace.add_object("drawn by mistake")
+    workspace.draw_box(1, (5, 10, 35, 50))
+    list(workspace.propagate())
+    workspace.index, before = 5, workspace.labels.copy()
+    workspace.draw_box(2, (0, 0, 40, 60))
+    list(workspace.propagate())
+    workspace.undo(2)
+    np.testing.assert_array_equal(workspace.labels[5], before[5])
+
+
+def test_what_is_done_during_a_propagation_stays_done(workspace):
+    """As if it had been done just afterwards."""
+    right, gone = workspace.add_object("right ball"), workspace.add_object("cleared")
+    workspace.draw_box(1, (5, 10, 35, 50))
+    workspace.draw_box(gone, (45, 10, 75, 50))
+    steps = workspace.propagate()
+    next(steps)
+    workspace.clear(gone)
+    workspace.index = 5
+    workspace.draw_box(right, (45, 10, 75, 50))
+    list(steps)
+    ball = two_balls() > 100
+    ball[:, :, 40:] = False
+    np.testing.assert_array_equal(workspace.labels == 1, ball)
+    np.testing.assert_array_equal(workspace.labels[5] == right, (two_balls()[5] > 100) & ~ball[5])
+    assert set(np.unique(workspace.labels)) == {0, 1, right}
+    steps = workspace.propagate()
+    next(steps)
+    workspace.undo(right)
+    list(steps)
+    assert right not in workspace.labels[5] and right in workspace.labels[4]
+
+
+def test_a_box_is_answered_on_the_slice_it_was_drawn_on(workspace, monkeypatch):
+    """However far the user scrolls while the answer is computed."""
+
+    def scroll_meanwhile(*arguments, answer=workspace._engine.segment_slice, **options):
+        workspace.index = 6
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(workspace._engine, "segment_slice", scroll_meanwhile)
+    workspace.draw_box(1, (5, 10, 35, 50))
+    assert workspace.labels[4].any() and not workspace.labels[6].any() and list(workspace.marks) == [(1, 4)]
+
+
 def test_opening_a_file_ends_the_propagation_of_the_one_before(tab):
     drag = SimpleNamespace(corners=(5, 10, 35, 50))
     old = tab.workspaces.open("a", "volume", Volume(two_balls()))
