@@ -256,6 +256,7 @@ class Tab:
         with told():
             workspace = self._workspace(request)
             for done, index in workspace.propagate():
+                self._workspace(request)  # waiting for a long run is no idleness
                 progress(done, desc=f"{'Frame' if self.kind == 'video' else 'Slice'} {index}")
                 yield [gr.skip(), f"Propagating: {done:.0%}", gr.skip()]
             if not workspace.is_closed:

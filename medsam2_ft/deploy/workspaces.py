@@ -19,6 +19,8 @@ MAX_OPEN = 64
 MAX_BYTES = 8 << 30
 """Raw pixels of all open files together, in memory."""
 IDLE_S = 3600.0
+JANITOR_S = 60.0
+"""Idle files are looked for this often."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Workspaces:
         self._idle_s = idle_s
         self._opened: dict[tuple[str, str], Opened] = {}
         self._lock = threading.RLock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep_clean, name="app-janitor", daemon=True).start()
 
     def __len__(self) -> int:
         return len(self._opened)
@@ -90,13 +94,20 @@ class Workspaces:
 
     def close_all(self) -> None:
         """Close everything; the app is ending."""
+        self._ended.set()
         with self._lock:
             for session, tab in list(self._opened):
                 self.close(session, tab)
 
+    def _keep_clean(self) -> None:
+        while not self._ended.wait(JANITOR_S):
+            self.expire()
+
     def _find(self, session: str, tab: str) -> Opened:
-        opened = self._opened.get((session, tab))
-        if opened is None:
-            raise UserError("Open a file first (a file that nobody used for an hour is closed).")
-        opened.last_used = time.monotonic()
-        return opened
+        with self._lock:
+            self.expire()
+            opened = self._opened.get((session, tab))
+            if opened is None:
+                raise UserError("Open a file first (a file that nobody used for an hour is closed).")
+            opened.last_used = time.monotonic()
+            return opened

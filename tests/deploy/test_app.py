@@ -46,8 +46,10 @@ def tab():
     gradio = pytest.importorskip("gradio")
     from medsam2_ft.deploy.gradio_app import Tab
 
+    workspaces = Workspaces(phantom_engine())
     with gradio.Blocks():
-        return Tab("volume", Workspaces(phantom_engine()), examples=[])
+        yield Tab("volume", workspaces, examples=[])
+    workspaces.close_all()
 
 
 def test_a_box_and_propagation_fill_the_ball(workspace):
@@ -216,6 +218,39 @@ def test_sessions_own_their_files():
     workspaces._idle_s = 0.0
     workspaces.expire()
     assert len(workspaces) == 0
+
+
+def test_idle_files_are_closed_without_anybody_asking(monkeypatch):
+    monkeypatch.setattr("medsam2_ft.deploy.workspaces.JANITOR_S", 0.02)
+    workspaces = Workspaces(phantom_engine())
+    workspace, folder = workspaces.open("a", "volume", Volume(two_balls())), workspaces.folder("a", "volume")
+    workspaces._idle_s = 0.0
+    for _ in range(500):
+        if not len(workspaces):
+            break
+        time.sleep(0.02)
+    assert len(workspaces) == 0 and not folder.exists() and workspace.is_closed
+    workspaces.close_all()
+
+
+def test_idle_files_are_not_found(tab):
+    tab.workspaces.open("a", "volume", Volume(two_balls()))
+    (opened,) = tab.workspaces._opened.values()
+    opened.last_used -= 3601
+    with pytest.raises(UserError, match="Open a file"):
+        tab.workspaces.get("a", "volume")
+    assert not opened.folder.exists()
+
+
+def test_a_long_propagation_is_not_idle(tab):
+    tab.workspaces.open("a", "volume", Volume(two_balls())).draw_box(1, (5, 10, 35, 50))
+    (opened,) = tab.workspaces._opened.values()
+    steps = tab.on_propagate(USER, lambda *_, **__: None)
+    for _ in range(9):
+        next(steps)
+        opened.last_used -= 3599
+        tab.workspaces.expire()
+    assert "object 1" in next(steps)[1]
 
 
 def test_downloads_hold_the_ids(tmp_path):
