@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from medsam2_ft.benchmark.masks import SparseMask
+from medsam2_ft.benchmark.masks import SparseMask, masks_path
 from medsam2_ft.benchmark.prompting import find_targets
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.data.case import Case
@@ -95,7 +95,7 @@ class Gallery:
             return []
         mine = rows[np.logical_and.reduce([rows[name] == value for name, value in key.items()])]
         t = max(truth.slices, key=truth.count)
-        masks = {line.model: self._mask(line.model, case, key) for line in mine.itertuples()}
+        masks = {line.model: self._mask(line.model, key) for line in mine.itertuples()}
         planes = {model: mask[t] if mask.ndim == 3 else mask for model, mask in masks.items() if mask is not None}
         view = _view([truth[t], *planes.values()])
         image = case.imgs[t]
@@ -121,7 +121,7 @@ class Gallery:
             truth = self._truth(case, key) if case is not None else None
             if case is None or truth is None:
                 continue
-            masks = {model: self._mask(model, case, key) for model in part["model"].unique()}
+            masks = {model: self._mask(model, key) for model in part["model"].unique()}
             shown = [truth.slices[i] for i in np.linspace(0, len(truth.slices) - 1, SHEET_SLICES).round().astype(int)]
             view = _view([np.any([truth[t] for t in shown], axis=0)])
             tiles = []
@@ -148,14 +148,13 @@ class Gallery:
         wanted = (key["label"], int(key["instance"]))
         return next((target.truth for target in targets if (target.region, target.instance) == wanted), None)
 
-    def _mask(self, model: str, case: Case, key: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    def _mask(self, model: str, key: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         name = f"{key['label']}|{int(key['instance'])}|{int(key['prompt_slice'])}|{int(key['seed'])}"
-        for stem in (case.name, f"{key['dataset']}__{case.name}"):
-            path = self.folder / "masks" / model / f"{stem}.npz"
-            if path.is_file():
-                with np.load(path, allow_pickle=False) as stored:
-                    return np.asarray(stored[name], bool) if name in stored else None
-        return None
+        path = masks_path(self.folder, model=model, dataset=key["dataset"], case=key["case"])
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return np.asarray(stored[name], bool) if name in stored else None
 
 
 @lru_cache(maxsize=4)

@@ -96,6 +96,11 @@ def union_window(one: SparseMask, other: SparseMask) -> Window | None:
     return tuple(slice(min(w[axis].start for w in windows), max(w[axis].stop for w in windows)) for axis in range(3))
 
 
+def masks_path(folder: Path, *, model: str, dataset: str, case: str) -> Path:
+    """Where a run keeps a model's masks of a case."""
+    return folder / "masks" / model / dataset / f"{case}.npz"
+
+
 def save_masks(path: Path, masks: Mapping[str, SparseMask | NDArray[np.bool_]]) -> None:
     """Write an npz in one step, one array in memory at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)

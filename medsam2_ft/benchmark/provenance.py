@@ -80,18 +80,20 @@ class Run:
         """Start a run in a folder, or go on with the one that is there.
 
         Raises:
-            ConfigError: if the folder holds a run of another protocol, whose numbers would mix.
+            ConfigError: if the folder holds a run of another protocol or split, whose numbers would mix, or if two datasets
+                have one name.
         """
         earlier = cls.read(folder) if (folder / FILE).is_file() else None
         if earlier is not None and earlier.protocol_digest != protocol.digest:
             raise ConfigError(
                 f"{folder} holds a run of protocol '{earlier.protocol['name']}' with other settings; give another --out"
             )
-        earlier_data, names = earlier.data if earlier else [], {root.name for root in roots}
+        if earlier is not None and earlier.split != split:
+            raise ConfigError(f"{folder} holds a run of the split '{earlier.split}', not '{split}'; give another --out")
         run = cls(
             protocol=asdict(protocol),
             protocol_digest=protocol.digest,
-            data=[known for known in earlier_data if known["name"] not in names] + [_dataset(root) for root in roots],
+            data=_datasets(folder, earlier.data if earlier else [], roots),
             split=split,
             models=earlier.models if earlier else [],
             software=_software(),
@@ -140,10 +142,31 @@ class Run:
         draft.replace(self.folder / FILE)
 
 
+def dataset_name(root: Path) -> str:
+    """What a dataset folder is called in rows and folders of a run: its own name, also where it is given as `.`."""
+    return (root.resolve() if root.name in ("", "..") else root).name
+
+
+def _datasets(folder: Path, known: list[dict[str, str]], roots: Sequence[Path]) -> list[dict[str, str]]:
+    """The datasets of an earlier run and those of this one; rows and masks are kept by name, so one name is one dataset."""
+    asked = [_dataset(root) for root in roots]
+    names = [data["name"] for data in asked]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two datasets are called '{twice[0]}': rename the folder of one, or give each its own --out")
+    for data in asked:
+        for other in known:
+            is_moved = data["manifest_sha256"] == other["manifest_sha256"] != ""
+            if data["name"] == other["name"] and data["folder"] != other["folder"] and not is_moved:
+                raise ConfigError(
+                    f"{folder} holds another dataset '{other['name']}', {other['folder']}; give another --out"
+                )
+    return [data for data in known if data["name"] not in names] + asked
+
+
 def _dataset(root: Path) -> dict[str, str]:
     manifest = root / MANIFEST
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
-    return {"name": root.name, "folder": str(root.resolve()), "manifest_sha256": digest}
+    return {"name": dataset_name(root), "folder": str(root.resolve()), "manifest_sha256": digest}
 
 
 def _software() -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Runs a protocol over datasets and models, case by case: resumable, atomic, shared out over processes and GPUs.
 
-OUT/run.json                     protocol, models, versions, hardware: where the numbers come from
-OUT/parts/MODEL/CASE.csv         rows of one case, written once it is done; what is there is not done again
-OUT/masks/MODEL/CASE.npz         predicted masks, see `masks.py`
-OUT/rows.csv                     all parts together
+OUT/run.json                          protocol, models, versions, hardware: where the numbers come from
+OUT/parts/MODEL/DATASET/CASE.csv      rows of one case, written once it is done; what is there is not done again
+OUT/masks/MODEL/DATASET/CASE.npz      predicted masks, see `masks.py`
+OUT/rows.csv                          all parts together
 """
 
 import multiprocessing
@@ -20,11 +20,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from medsam2_ft.benchmark.evaluation import evaluate
-from medsam2_ft.benchmark.masks import save_masks
+from medsam2_ft.benchmark.masks import masks_path, save_masks
 from medsam2_ft.benchmark.models.adapter import Adapter
 from medsam2_ft.benchmark.models.catalogue import open_model, split_spec
 from medsam2_ft.benchmark.protocol import Protocol
-from medsam2_ft.benchmark.provenance import ModelRecord, Run
+from medsam2_ft.benchmark.provenance import ModelRecord, Run, dataset_name
 from medsam2_ft.benchmark.rows import COLUMNS, FAILED, SKIPPED, Row, read_rows, write_rows
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest
@@ -39,7 +39,6 @@ class Job:
         model: as written after `--models`.
         root: dataset folder.
         record: the case's row in its manifest.
-        key: name of the case's files, unique over all datasets of the run.
         protocol: what to do.
         out: folder of the run.
     """
@@ -47,7 +46,6 @@ class Job:
     model: str
     root: Path
     record: Record
-    key: str
     protocol: Protocol
     out: Path
 
@@ -57,9 +55,17 @@ class Job:
         return split_spec(self.model)[0]
 
     @property
+    def dataset(self) -> str:
+        """The dataset's name in rows and folders."""
+        return dataset_name(self.root)
+
+    @property
     def part(self) -> Path:
         """Where the case's rows go."""
-        return self.out / "parts" / self.label / f"{self.key}.csv"
+        return part_path(self.out, model=self.label, dataset=self.dataset, case=self.record.case)
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.dataset}/{self.record.case}"
 
 
 def run_benchmark(
@@ -79,7 +85,8 @@ def run_benchmark(
         protocol: what to prompt and how.
         roots: prepared dataset folders.
         models: as written after `--models`.
-        out: folder of the run; an earlier run of the same protocol is continued.
+        out: folder of the run; an earlier run of the same protocol and split is continued, also with more datasets or
+            models.
         split: train, val, test or all.
         limit: take the first so many cases of each dataset; 0 takes all.
         devices: shared out over the workers in turn.
@@ -91,12 +98,12 @@ def run_benchmark(
     Raises:
         DataError: if no case takes part.
         CheckpointError: if no model at all could be opened.
-        ConfigError: for an unknown model, or if `out` holds a run of another protocol.
+        ConfigError: for an unknown model, datasets of one name, or if `out` holds a run of another protocol or split.
     """
     labels = [split_spec(model)[0] for model in models]
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
         raise UserError(f"two models are called '{twice[0]}': name them apart, as LABEL=PATH")
-    cases = _cases(roots, split, protocol, limit)
+    cases = _cases(roots, split, limit)
     run = Run.open(out, protocol, roots=roots, split=split)
     jobs: list[Job] = []
     opened = 0
@@ -107,7 +114,7 @@ def run_benchmark(
             tqdm.write(f"{record.name}: left out, {record.reason}")
             continue
         opened += 1
-        wanted = [Job(model, root, case, key, protocol, out) for root, case, key in cases]
+        wanted = [Job(model, root, case, protocol, out) for root, case in cases]
         jobs += [job for job in wanted if not _is_done(job, record.checkpoint_sha256)]
     try:
         _work(jobs, devices, workers)
@@ -119,9 +126,14 @@ def run_benchmark(
     return table
 
 
+def part_path(out: Path, *, model: str, dataset: str, case: str) -> Path:
+    """Where a run keeps a model's rows of a case."""
+    return out / "parts" / model / dataset / f"{case}.csv"
+
+
 def collect(out: Path, run: Run) -> pd.DataFrame:
     """Put all parts of a run together into `rows.csv`, with a row for each model that could not be opened."""
-    parts = [read_rows(path) for path in sorted((out / "parts").glob("*/*.csv"))]
+    parts = [read_rows(path) for path in sorted((out / "parts").glob("*/*/*.csv"))]
     lost = [
         Row(model.name, "", run.protocol["name"], "", "", "", "", status=FAILED, reason=model.reason)
         for model in run.models
@@ -134,18 +146,14 @@ def collect(out: Path, run: Run) -> pd.DataFrame:
     return read_rows(out / "rows.csv")
 
 
-def _cases(roots: Sequence[Path], split: str, protocol: Protocol, limit: int) -> list[tuple[Path, Record, str]]:
+def _cases(roots: Sequence[Path], split: str, limit: int) -> list[tuple[Path, Record]]:
     chosen: list[tuple[Path, Record]] = []
     for root in roots:
         records = [record for record in read_manifest(root) if split in ("all", record.split)]
         chosen += [(root, record) for record in records[: limit or None]]
     if not chosen:
         raise DataError(f"no case of the split '{split}' in {', '.join(map(str, roots))}: try --split all")
-    names = Counter(record.case for _, record in chosen)
-    return [
-        (root, record, record.case if names[record.case] == 1 else f"{root.name}__{record.case}")
-        for root, record in chosen
-    ]
+    return chosen
 
 
 def _try_model(model: str, device: str, *, keep_open: bool) -> ModelRecord:
@@ -216,14 +224,12 @@ def _do(job: Job, device: str | None = None) -> tuple[str, str]:
     try:
         case = Case.load(job.root / job.record.file)
         if case.kind not in job.protocol.kinds:
-            return f"{job.label} {job.key}", _give_up(
-                job, adapter, SKIPPED, f"{case.kind}s take no part in {job.protocol.name}"
-            )
+            return str(job), _give_up(job, adapter, SKIPPED, f"{case.kind}s take no part in {job.protocol.name}")
         outcome = evaluate(
             case,
             adapter,
             job.protocol,
-            dataset=job.root.name,
+            dataset=job.dataset,
             initial_model=lambda: _opened(job.protocol.initial_mask, where),
         )
     except Exception as error:
@@ -232,18 +238,18 @@ def _do(job: Job, device: str | None = None) -> tuple[str, str]:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})"
         _give_up(job, adapter, FAILED, reason)
-        return f"{job.label} {job.key}", reason
+        return str(job), reason
     for row in outcome.rows:
         row.case, row.patient, row.modality = job.record.case, job.record.patient, job.record.modality or row.modality
     if outcome.masks:
-        save_masks(job.out / "masks" / job.label / f"{job.key}.npz", outcome.masks)
+        save_masks(masks_path(job.out, model=job.label, dataset=job.dataset, case=job.record.case), outcome.masks)
     write_rows(job.part, outcome.rows)
-    return f"{job.label} {job.key}", ""
+    return str(job), ""
 
 
 def _give_up(job: Job, adapter: Adapter, status: str, reason: str) -> str:
     row = Row(
-        job.label, adapter.checkpoint_sha256, job.protocol.name, job.record.modality, job.root.name, job.record.case,
+        job.label, adapter.checkpoint_sha256, job.protocol.name, job.record.modality, job.dataset, job.record.case,
         job.record.patient, status=status, reason=reason,
     )  # fmt: skip
     write_rows(job.part, [row])

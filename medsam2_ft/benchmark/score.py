@@ -12,12 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam2_ft.benchmark.masks import SparseMask, save_masks
+from medsam2_ft.benchmark.masks import SparseMask, masks_path, save_masks
 from medsam2_ft.benchmark.prompting import find_targets, prompt_slice
 from medsam2_ft.benchmark.protocol import Protocol
-from medsam2_ft.benchmark.provenance import ModelRecord, Run
+from medsam2_ft.benchmark.provenance import ModelRecord, Run, dataset_name
 from medsam2_ft.benchmark.rows import FAILED, SKIPPED, Row, write_rows
-from medsam2_ft.benchmark.runner import collect
+from medsam2_ft.benchmark.runner import collect, part_path
 from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds, mask_key
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest
@@ -35,7 +35,8 @@ def score_folder(
     Args:
         pred: folder of label maps, named like the cases or their source images.
         root: dataset folder.
-        out: where rows.csv, masks and later the report go; several folders of masks may be scored into one.
+        out: where rows.csv, masks and later the report go; folders of masks of several names and datasets may be
+            scored into one.
         name: what the report calls whoever made the masks.
         split: train, val, test or all.
         tolerance_mm: of the NSD.
@@ -45,6 +46,7 @@ def score_folder(
 
     Raises:
         DataError: if no case of the split has a mask in the folder.
+        ConfigError: if `out` holds scores of another tolerance, split or dataset of this name.
     """
     protocol = Protocol(
         "score", description="Label maps made elsewhere, scored region by region; images as images, volumes as volumes.",
@@ -61,7 +63,7 @@ def score_folder(
     run.add(ModelRecord(name, str(pred), licence="made elsewhere"))
     for record in tqdm(records, unit="case", desc="score"):
         rows = _score_case(files[record.case], record, root=root, out=out, name=name, protocol=protocol)
-        write_rows(out / "parts" / name / f"{record.case}.csv", rows)
+        write_rows(part_path(out, model=name, dataset=dataset_name(root), case=record.case), rows)
     table = collect(out, run)
     run.close(table)
     return table
@@ -104,7 +106,8 @@ def read_label_map(path: Path, case: Case) -> NDArray[np.int64]:
 def _score_case(
     path: Path | None, record: Record, *, root: Path, out: Path, name: str, protocol: Protocol
 ) -> list[Row]:
-    blank = Row(name, "", protocol.name, record.modality, root.name, record.case, record.patient)
+    dataset = dataset_name(root)
+    blank = Row(name, "", protocol.name, record.modality, dataset, record.case, record.patient)
     if path is None:
         blank.status, blank.reason = FAILED, "there is no mask of this case"
         return [blank]
@@ -114,7 +117,7 @@ def _score_case(
     except DataError as error:
         blank.status, blank.reason = FAILED, str(error)
         return [blank]
-    scribe, run = Scribe(case, name, "", protocol, root.name), Pass(0)
+    scribe, run = Scribe(case, name, "", protocol, dataset), Pass(0)
     rows, masks = [], {}
     for target in find_targets(case, protocol):
         found = SparseMask.from_dense(np.isin(labels, case.labels[target.region]))
@@ -127,7 +130,7 @@ def _score_case(
     if not rows:
         blank.status, blank.reason = SKIPPED, "the case holds no labelled region"
         return [blank]
-    save_masks(out / "masks" / name / f"{record.case}.npz", masks)
+    save_masks(masks_path(out, model=name, dataset=dataset, case=record.case), masks)
     return rows
 
 

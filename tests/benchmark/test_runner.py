@@ -9,6 +9,7 @@ import pytest
 from benchmark.cases import EllipseModel, image_case, volume_case, write_dataset
 from medsam2_ft.benchmark import runner
 from medsam2_ft.benchmark.protocol import Protocol
+from medsam2_ft.benchmark.provenance import Run
 from medsam2_ft.benchmark.report import write_report
 from medsam2_ft.benchmark.rows import COLUMNS, read_rows
 from medsam2_ft.benchmark.runner import run_benchmark
@@ -46,7 +47,7 @@ def test_rows_have_the_promised_columns_and_every_dice_can_be_recomputed(dataset
     assert (table["status"] == "ok").all()
     assert len(table) == 2 * (3 * 2 + 2)
     for row in table.itertuples():
-        with np.load(tmp_path / "out" / "masks" / row.model / f"{row.case}.npz") as masks:
+        with np.load(tmp_path / "out" / "masks" / row.model / row.dataset / f"{row.case}.npz") as masks:
             mask = masks[f"{row.label}|{row.instance}|{row.prompt_slice}|{row.seed}"]
         case = volume_case() if row.case.startswith("volume") else image_case()
         truth = case.region_mask(row.label)
@@ -113,15 +114,37 @@ def test_kinds_splits_and_protocols_are_kept_apart(dataset, tmp_path, models):
     assert set(table.loc[table["status"] == "skipped", "case"]) == {"image0", "image1"}
     with pytest.raises(ConfigError, match="another --out"):
         run(dataset, tmp_path / "out", protocol=Protocol("q"))
+    with pytest.raises(ConfigError, match="split 'test', not 'all'"):
+        run(dataset, tmp_path / "out", protocol=Protocol("p", kinds=("volume",), targets="region"), split="all")
     with pytest.raises(DataError, match="--split all"):
         run(dataset, tmp_path / "other", split="train")
 
 
-def test_cases_of_one_name_in_two_datasets(tmp_path, models):
-    roots = [write_dataset(tmp_path / name, [image_case("same")]) for name in ("one", "two")]
-    run_benchmark(PROTOCOL, roots=roots, models=["lite_medsam"], out=tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out" / "masks" / "lite_medsam").iterdir()}
-    assert names == {"one__same.npz", "two__same.npz"}
+@pytest.mark.parametrize("calls", [["one two"], ["one", "two"], ["one", "one two"]])
+def test_datasets_with_cases_of_one_name_are_kept_apart_however_they_are_added(tmp_path, models, calls):
+    cases = {"one": image_case("same"), "two": volume_case("same")}
+    roots = {name: write_dataset(tmp_path / name, [case]) for name, case in cases.items()}
+    for call in calls:
+        chosen = [roots[name] for name in call.split()]
+        table = run_benchmark(PROTOCOL, roots=chosen, models=["lite_medsam"], out=tmp_path / "out")
+    assert sorted(zip(table["dataset"], table["label"], strict=True)) == [
+        ("one", "polyp"), ("two", "kidney"), ("two", "liver"),
+    ]  # fmt: skip
+    masks = tmp_path / "out" / "masks" / "lite_medsam"
+    assert {path.relative_to(masks).as_posix() for path in masks.rglob("*.npz")} == {"one/same.npz", "two/same.npz"}
+    assert [data["name"] for data in Run.read(tmp_path / "out").data] == ["one", "two"]
+
+
+def test_two_datasets_of_one_name_are_refused_but_a_moved_one_goes_on(tmp_path, models):
+    roots = [write_dataset(tmp_path / folder / "npz", [image_case(folder)]) for folder in "ab"]
+    with pytest.raises(ConfigError, match="two datasets are called 'npz'"):
+        run_benchmark(PROTOCOL, roots=roots, models=["lite_medsam"], out=tmp_path / "out")
+    run(roots[0], tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds another dataset 'npz'"):
+        run(roots[1], tmp_path / "out")
+    moved = roots[0].rename(tmp_path / "npz")
+    run(moved, tmp_path / "out")
+    assert models["lite_medsam"].num_encoded == 1
 
 
 def test_the_report_stands_alone(dataset, tmp_path, models):

@@ -24,6 +24,16 @@ def test_npz_and_missing_masks(tmp_path):
         score_folder(tmp_path / "data", root=root, out=tmp_path / "empty", name="none")
 
 
+def test_two_datasets_with_cases_of_one_name_in_one_folder(tmp_path):
+    for name in ("one", "two"):
+        root = write_dataset(tmp_path / name, [volume_case("same")])
+        (tmp_path / f"pred_{name}").mkdir()
+        np.savez(tmp_path / f"pred_{name}" / "same.npz", segs=volume_case().gts)
+        table = score_folder(tmp_path / f"pred_{name}", root=root, out=tmp_path / "out", name="theirs")
+    assert table["dataset"].tolist() == ["one", "one", "two", "two"]
+    assert len(list((tmp_path / "out" / "masks").rglob("*.npz"))) == 2
+
+
 def test_pictures(tmp_path):
     from PIL import Image
 
