@@ -50,12 +50,14 @@ class Row:
 
 COLUMNS = [column.name for column in fields(Row) if column.name != "hd95"]
 TEXTS = [column.name for column in fields(Row) if column.type is str]
+COUNTS = [column.name for column in fields(Row) if column.type == int | None]
 
 
 def write_rows(path: Path, rows: Sequence[Row] | pd.DataFrame) -> None:
     """Write a csv in one step; the column hd95 is there only if it was computed."""
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame([asdict(row) for row in rows])
     table = table.reindex(columns=[*COLUMNS, "hd95"])
+    table = table.astype(dict.fromkeys(COUNTS, "Int64"))  # with a gap they would be floats, and lose digits
     if table["hd95"].isna().all():
         table = table.drop(columns="hd95")
     path.parent.mkdir(parents=True, exist_ok=True)
