@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_ft.benchmark.masks import SparseMask
+from medsam2_ft.benchmark.masks import SparseMask, Window
 from medsam2_ft.benchmark.protocol import Jitter, Protocol
 from medsam2_ft.data.case import Case
 from medsam2_ft.prompts.sampling import Box
@@ -43,14 +44,12 @@ def find_targets(case: Case, protocol: Protocol, *, t: int | None = None) -> lis
     split = protocol.targets
     if split in ("auto", "whole"):
         split = "instance" if case.instances else "component" if split == "auto" else "region"
-    for region, instance in case.objects(t):
-        if split != "instance":
-            instance = 0
-        if instance == 0 and any(target.region == region for target in found):
-            continue
-        mask = case.region_mask(region, t, instance=instance)
-        pieces = _components(mask, protocol) if split == "component" else [(instance, mask)]
-        found += [Target(region, number, _placed(piece, case, t)) for number, piece in pieces]
+    for (region, instance), slices in _places(case, t, is_split=split == "instance").items():
+        mask = SparseMask(case.shape)
+        for s in slices:
+            mask[s] = case.region_mask(region, s, instance=instance)
+        pieces = _components(mask, protocol, t) if split == "component" else [(instance, mask)]
+        found += [Target(region, number, piece) for number, piece in pieces]
     found = [target for target in found if _prompted_px(target, t) >= protocol.min_px]
     return found[: protocol.max_per_image or None]
 
@@ -58,9 +57,8 @@ def find_targets(case: Case, protocol: Protocol, *, t: int | None = None) -> lis
 def prompted_slices(case: Case, protocol: Protocol) -> list[int]:
     """Slices that the task "slices" prompts: every n-th of those that somebody labelled and that hold an object."""
     step = int(protocol.slice_step.get(case.kind, 1))
-    labelled = range(case.num_slices) if case.labelled is None else np.flatnonzero(case.labelled).tolist()
     stack = case.gts_layers if case.gts_layers is not None else None if case.gts is None else case.gts[None]
-    occupied = [t for t in labelled if stack is not None and stack[:, t].any()]
+    occupied = [t for t in case.labelled_slices if stack is not None and stack[:, t].any()]
     return occupied[::step]
 
 
@@ -139,21 +137,39 @@ def _clipped(box: Iterable[float], shape_hw: tuple[int, int]) -> Box:
     return x0, y0, max(min(x1, float(width)), x0 + 1), max(min(y1, float(height)), y0 + 1)
 
 
-def _components(mask: NDArray[np.bool_], protocol: Protocol) -> list[tuple[int, NDArray[np.bool_]]]:
-    """Connected components (8 neighbours, 26 in 3D), the largest first, numbered from 1."""
-    ids = cc3d.connected_components(mask, connectivity=26 if mask.ndim == 3 else 8)
-    sizes = np.bincount(ids.reshape(-1))[1:]
+def _places(case: Case, t: int | None, *, is_split: bool) -> dict[tuple[str, int], set[int]]:
+    """(region, instance) -> the slices that show it, in the order of regions and ids; instance 0 unless split by it."""
+    found = {(name, i): set[int]() for name, ids in case.labels.items() for i in ((0, *ids) if is_split else (0,))}
+    for s in range(case.num_slices) if t is None else [t]:
+        for region, instance in case.objects(s):
+            found[region, instance if is_split else 0].add(s)
+    return {place: slices for place, slices in found.items() if slices}
+
+
+def _components(mask: SparseMask, protocol: Protocol, t: int | None) -> list[tuple[int, SparseMask]]:
+    """Connected components (8 neighbours on slice t, else 26), the largest first, numbered from 1."""
+    window = mask.window()
+    assert window is not None, "the region is there"
+    if t is None:
+        ids = cc3d.connected_components(mask.dense(window), connectivity=26)
+    else:  # the whole slice, as components of one size are numbered in cc3d's order, which a crop would change
+        window = (slice(t, t + 1), *(slice(0, size) for size in mask.shape[1:]))
+        ids = cc3d.connected_components(mask[t], connectivity=8)[None]
+    sizes = cc3d.statistics(ids)["voxel_counts"][1:].astype(int)
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i] >= protocol.min_px]
     kept = order[: protocol.max_per_mask or None]
-    return [(rank, ids == i + 1) for rank, i in enumerate(kept, start=1)]
+    return [(rank, _piece(ids, i + 1, mask.shape, window)) for rank, i in enumerate(kept, start=1)]
 
 
-def _placed(mask: NDArray[np.bool_], case: Case, t: int | None) -> SparseMask:
-    if t is None:
-        return SparseMask.from_dense(mask)
-    truth = SparseMask(case.shape)
-    truth[t] = mask
-    return truth
+def _piece(ids: NDArray[Any], wanted: int, shape: tuple[int, int, int], window: Window) -> SparseMask:
+    """Where an array that covers a window of a volume holds the wanted id."""
+    piece = SparseMask(shape)
+    for t, plane in zip(range(window[0].start, window[0].stop), ids, strict=True):
+        if (plane == wanted).any():
+            whole = np.zeros(shape[1:], bool)
+            whole[window[1:]] = plane == wanted
+            piece[t] = whole
+    return piece
 
 
 def _prompted_px(target: Target, t: int | None) -> int:

@@ -106,6 +106,11 @@ class Case:
         return self.kind == "image"
 
     @property
+    def labelled_slices(self) -> list[int]:
+        """The slices that somebody annotated."""
+        return [t for t in range(self.num_slices) if self.labelled is None or self.labelled[t]]
+
+    @property
     def region_names(self) -> list[str]:
         """The regions of `labels`, in their order; a region may be absent from this case's masks."""
         return list(self.labels)
@@ -126,12 +131,14 @@ class Case:
         """
         if name not in self.labels:
             raise DataError(f"{self.name} has no region '{name}'{nearest(name, self.region_names)}.")
-        stack = self._mask_stack(t)
         wanted = [instance] if instance else self.labels[name]
-        lookup = np.zeros(int(np.iinfo(stack.dtype).max) + 1, bool)
+        lookup = np.zeros(int(np.iinfo(self._stack.dtype).max) + 1, bool)
         lookup[[i for i in wanted if i < lookup.size]] = True
-        found: NDArray[np.bool_] = lookup[stack].any(axis=0)
-        return found
+        found = np.empty(self.shape if t is None else (1, *self.shape[1:]), bool)
+        # Slice by slice, because numpy widens whatever indexes an array to int64, here eight times the size of a mask.
+        for plane, s in zip(found, range(self.num_slices) if t is None else [t], strict=True):
+            plane[:] = lookup[self._stack[:, s]].any(axis=0)
+        return found if t is None else found[0]
 
     def objects(self, t: int | None = None) -> list[tuple[str, int]]:
         """What there is to segment: (region, 0) for each region present, or (region, id) for each instance present.
@@ -141,8 +148,8 @@ class Case:
         """
         if self.gts is None and self.gts_layers is None:
             return []
-        present = np.flatnonzero(_histogram(self._mask_stack(t)))
-        ids = {int(i) for i in present} - {0}
+        slices = range(self.num_slices) if t is None else [t]
+        ids = {int(i) for s in slices for i in np.flatnonzero(np.bincount(self._stack[:, s].reshape(-1)))} - {0}
         if self.instances:
             return [(name, i) for name, known in self.labels.items() for i in known if i in ids]
         return [(name, 0) for name, known in self.labels.items() if ids.intersection(known)]
@@ -178,15 +185,12 @@ class Case:
 
     @cached_property
     def _stack(self) -> NDArray[Any]:
+        """Ids, (K, T, H, W)."""
         if self.gts_layers is not None:
             return self.gts_layers
         if self.gts is None:
             raise DataError(f"{self.name} has no masks.")
         return self.gts[None]
-
-    def _mask_stack(self, t: int | None) -> NDArray[Any]:
-        """(K, T, H, W), or (K, H, W) with `t`."""
-        return self._stack if t is None else self._stack[:, t]
 
     def _to_arrays(self) -> dict[str, Any]:
         flat = self.is_2d and self.num_slices == 1
@@ -252,7 +256,3 @@ _SCALARS = {
 _OPTIONAL = (
     *_SCALARS, "affine", "original_affine", "original_shape", "kept_slices", "labelled", "gts_layers", "boxes",
 )  # fmt: skip
-
-
-def _histogram(ids: NDArray[Any]) -> NDArray[np.int64]:
-    return np.bincount(ids.reshape(-1), minlength=1)

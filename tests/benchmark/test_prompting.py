@@ -1,5 +1,7 @@
 """What gets a box, and where the box lies."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from benchmark.cases import image_case, volume_case
 from medsam2_ft.benchmark.masks import SparseMask
 from medsam2_ft.benchmark.prompting import disturb, find_targets, loosen, prompt_slice, prompted_slices, tight_prompt
 from medsam2_ft.benchmark.protocol import Jitter, Protocol
+from medsam2_ft.data.case import Case
 
 
 def names(targets):
@@ -19,6 +22,20 @@ def test_components_are_numbered_by_size_and_specks_are_left_out():
     assert names(found) == [("polyp", 1), ("polyp", 2)]
     assert found[0].truth.count() > found[1].truth.count() > 20
     assert names(find_targets(case, Protocol("p", targets="component", max_per_mask=1), t=0)) == [("polyp", 1)]
+
+
+@pytest.mark.parametrize("targets", ["region", "component"])
+def test_the_objects_of_a_long_volume_take_less_memory_than_its_masks(targets):
+    gts = np.zeros((64, 256, 256), np.uint8)
+    gts[:, 10:40, 10:40] = 1
+    gts[:, 90:120, 90:120] = 2
+    case = Case("long", gts, gts, labels={"a": [1], "b": [2]})
+    tracemalloc.start()
+    found = find_targets(case, Protocol("p", targets=targets))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [target.truth.count() for target in found] == [64 * 30 * 30] * 2
+    assert peak < gts.nbytes
 
 
 def test_regions_instances_and_nested_regions():

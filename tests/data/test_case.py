@@ -1,3 +1,4 @@
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def test_regions_may_nest():
     assert case.objects() == [("disc", 0), ("cup", 0), ("other", 0)]
     with pytest.raises(DataError, match="did you mean 'disc'"):
         case.region_mask("disk")
+
+
+def test_masks_are_looked_up_slice_by_slice():
+    gts = np.zeros((64, 64, 64), np.uint8)
+    gts[8:12, 8:12, 8:12] = 3
+    case = Case("c", gts, gts, labels={"a": [3]})
+    tracemalloc.start()
+    assert case.objects() == [("a", 0)] and case.region_mask("a").sum() == 64
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * gts.nbytes, "nothing is widened to int64"
 
 
 def test_layers_hold_masks_that_overlap(tmp_path: Path):
