@@ -18,11 +18,13 @@ import gradio as gr
 from medsam2_ft.data.intensity import WINDOWS
 from medsam2_ft.deploy import downloads
 from medsam2_ft.deploy.canvas import EMPTY, make_canvas, render
-from medsam2_ft.deploy.source import DICOM_SUFFIXES, SUFFIXES, open_source
+from medsam2_ft.deploy.source import SUFFIXES, open_source
 from medsam2_ft.deploy.workspace import OWN_WINDOW, Workspace
 from medsam2_ft.deploy.workspaces import Workspaces
 from medsam2_ft.errors import UserError
-from medsam2_ft.io.volume import Volume
+from medsam2_ft.io.dicom_kind import is_dicom_file, is_series_file
+from medsam2_ft.io.faults import reading
+from medsam2_ft.io.volume import VOLUME_SUFFIXES, Volume, read_volume
 from medsam2_ft.io.write import write_mask
 
 KINDS = ("image", "volume", "video")
@@ -103,7 +105,7 @@ class Tab:
                 self.upload = gr.File(
                     label=f"Open {'an' if self.kind == 'image' else 'a'} {self.kind}",
                     file_count="multiple" if self.kind == "volume" else "single",
-                    file_types=[*SUFFIXES[self.kind], ".gz"],
+                    file_types=None if self.kind == "volume" else list(SUFFIXES[self.kind]),
                     height=120,
                     elem_id=f"{self.kind}-upload",
                 )
@@ -187,7 +189,8 @@ class Tab:
             self.workspaces.close(session, self.kind)
             return [EMPTY, "", gr.Slider(), gr.Radio(["object 1"], value="object 1"), None]
         with told():
-            volume = _read_uploads(files if isinstance(files, list) else [files], kind=self.kind)
+            paths = [Path(file) for file in (files if isinstance(files, list) else [files])]
+            volume = _read_volume(paths) if self.kind == "volume" else open_source(paths[0], kind=self.kind)
             workspace = self.workspaces.open(session, self.kind, volume)
             workspace.model, workspace.window = model, window
             last = max(workspace.num_slices - 1, 1)
@@ -270,16 +273,34 @@ class Tab:
             return [str(path) for path in _write_downloads(workspace, folder, kind=self.kind)]
 
 
-def _read_uploads(files: list[str], *, kind: str) -> Volume:
-    """One file as it is; several as one DICOM series, brought together in a folder of their own."""
-    paths = [Path(file) for file in files]
-    with tempfile.TemporaryDirectory(prefix="medsam2_ft-upload-") as folder:
-        if len(paths) > 1 and not all(path.suffix.lower() in (*DICOM_SUFFIXES, "") for path in paths):
-            raise UserError("Open one volume at a time; only the files of one DICOM series may come together.")
-        copies = [Path(folder) / (f"{i:06d}.dcm" if len(paths) > 1 else path.name) for i, path in enumerate(paths)]
-        for path, copy in zip(paths, copies, strict=True):
-            shutil.copyfile(path, copy)
-        return open_source(folder if len(paths) > 1 else copies[0], kind=kind)
+def _read_volume(paths: list[Path]) -> Volume:
+    """One NIfTI, NRRD or MetaImage file, or the files of one DICOM series, brought together in a folder of their own.
+
+    Bytes say what is DICOM, as file names of series often say nothing; DICOM files that are no images are passed over.
+    """
+    foreign = [path for path in paths if not is_dicom_file(path)]
+    if len(paths) > 1 and foreign:
+        raise UserError(
+            f"{foreign[0].name} is not DICOM; open one volume, or all files of one DICOM series, at a time."
+        )
+    if foreign and not foreign[0].name.lower().endswith(VOLUME_SUFFIXES):
+        raise UserError(f"{foreign[0].name} is no volume; open NIfTI, NRRD, MetaImage or the files of a DICOM series.")
+    if foreign:
+        return read_volume(foreign[0])
+    slices = [path for path in paths if _is_slice(path)]
+    if not slices:
+        raise UserError(f"{paths[0].name} is DICOM, but no image; open the files of an image series.")
+    with tempfile.TemporaryDirectory(prefix="medsam2_ft-upload-") as parent:
+        folder = Path(parent, slices[0].stem)
+        folder.mkdir()
+        for number, path in enumerate(slices):
+            shutil.copyfile(path, folder / f"{number:06d}-{path.name}")
+        return read_volume(folder)
+
+
+def _is_slice(path: Path) -> bool:
+    with reading(path):
+        return is_series_file(path)
 
 
 def _write_downloads(workspace: Workspace, folder: Path, *, kind: str) -> list[Path]:

@@ -17,7 +17,7 @@ from phantom import free_port, phantom_engine, sweep
 from PIL import Image
 
 from medsam2_ft.deploy import downloads
-from medsam2_ft.deploy.workspace import Workspace
+from medsam2_ft.deploy.workspace import OWN_WINDOW, Workspace
 from medsam2_ft.deploy.workspaces import Workspaces
 from medsam2_ft.errors import UserError
 from medsam2_ft.io.volume import Volume
@@ -218,6 +218,63 @@ def test_sessions_own_their_files():
     workspaces._idle_s = 0.0
     workspaces.expire()
     assert len(workspaces) == 0
+
+
+def write_slice(path, plane, *, z, **tags):
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    data.Modality, data.SeriesInstanceUID = "CT", "1.2.3"
+    data.Rows, data.Columns = plane.shape
+    data.PixelSpacing, data.SliceThickness = [0.8, 0.8], 2.5
+    data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 2.5 * z]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.PixelData = plane.astype("<i2").tobytes()
+    for key, value in tags.items():
+        setattr(data, key, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+def upload(tab, *paths):
+    """Through the component's own check, as the browser's upload goes."""
+    from gradio.data_classes import FileData, ListFiles
+
+    files = tab.upload.preprocess(ListFiles(root=[FileData(path=str(path)) for path in paths]))
+    return tab.on_open(files, "phantom", OWN_WINDOW, USER)
+
+
+def test_a_series_opens_whatever_its_files_are_called(tab, tmp_path):
+    names = ["IM000001", "1.2.840.113619.2.55.3", "slice.dcm", "slice.IMA"]
+    for z, name in enumerate(names):
+        write_slice(tmp_path / name, two_balls()[z + 3], z=z)
+    write_slice(tmp_path / "seg.dcm", two_balls()[0], z=0, Modality="SEG", SeriesInstanceUID="1.2.4")
+    upload(tab, *(tmp_path / name for name in [*reversed(names), "seg.dcm"]))
+    workspace = tab.workspaces.get("a", "volume")
+    assert workspace.num_slices == 4
+    assert {int(plane.sum()) for plane in workspace.volume.array} == {int(plane.sum()) for plane in two_balls()[3:7]}
+    upload(tab, tmp_path / "IM000001")
+    assert tab.workspaces.get("a", "volume").num_slices == 1
+
+
+def test_what_is_no_volume_is_told_in_a_sentence(tab, tmp_path):
+    gradio = pytest.importorskip("gradio")
+    Image.fromarray(two_balls()[4]).save(tmp_path / "photo.png")
+    (tmp_path / "README").write_text("a CD")
+    write_slice(tmp_path / "slice", two_balls()[4], z=0)
+    write_slice(tmp_path / "seg", two_balls()[4], z=0, Modality="SEG")
+    for names, told in {
+        ("photo.png",): "photo.png is no volume",
+        ("README",): "README is no volume",
+        ("slice", "README"): "README is not DICOM",
+        ("seg",): "seg is DICOM, but no image",
+    }.items():
+        with pytest.raises(gradio.Error, match=told):
+            upload(tab, *(tmp_path / name for name in names))
 
 
 def test_idle_files_are_closed_without_anybody_asking(monkeypatch):
