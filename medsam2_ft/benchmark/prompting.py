@@ -35,7 +35,7 @@ def find_targets(case: Case, protocol: Protocol, *, t: int | None = None) -> lis
     Args:
         case: with masks.
         protocol: says what gets a box and how small is too small.
-        t: look at this slice alone; None takes the whole grid.
+        t: look at this slice alone; None takes all that somebody labelled.
 
     Returns:
         Targets in the order of regions and instances; with `t`, their masks are empty on other slices.
@@ -138,9 +138,9 @@ def _clipped(box: Iterable[float], shape_hw: tuple[int, int]) -> Box:
 
 
 def _places(case: Case, t: int | None, *, is_split: bool) -> dict[tuple[str, int], set[int]]:
-    """(region, instance) -> the slices that show it, in the order of regions and ids; instance 0 unless split by it."""
+    """(region, instance) -> the labelled slices that show it, in the order of regions and ids; instance 0 unless split by it."""
     found = {(name, i): set[int]() for name, ids in case.labels.items() for i in ((0, *ids) if is_split else (0,))}
-    for s in range(case.num_slices) if t is None else [t]:
+    for s in case.labelled_slices if t is None else [t]:
         for region, instance in case.objects(s):
             found[region, instance if is_split else 0].add(s)
     return {place: slices for place, slices in found.items() if slices}

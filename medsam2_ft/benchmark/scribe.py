@@ -99,12 +99,17 @@ class Scribe:
         return self.score(row, item.mask, item.target.truth, is_slice=is_slice or self.case.num_slices == 1)
 
     def score(self, row: Row, pred: SparseMask, truth: SparseMask, *, is_slice: bool) -> Row:
-        """Fill in the metrics of two masks, of which only one slice is not empty where `is_slice`."""
+        """Fill in the metrics of two masks, of which only one slice is not empty where `is_slice`.
+
+        Slices that nobody annotated are dropped from both, so that those beside them become neighbours.
+        """
         spacing = self.case.spacing_mm
         row.tolerance, row.tolerance_unit = self.protocol.tolerance_of(row.label, has_spacing=spacing is not None)
         # Metrics see the common bounding box only: what lies outside it is background in both masks.
         window = union_window(pred, truth) or tuple(slice(0, 1) for _ in range(3))
         one, other = pred.dense(window), truth.dense(window)
+        if self.case.labelled is not None:
+            one, other = (mask[self.case.labelled[window[0]]] for mask in (one, other))
         if is_slice:
             one, other = np.any(one, axis=0), np.any(other, axis=0)
         step = None if spacing is None else spacing[-one.ndim :]

@@ -9,6 +9,7 @@ from medsam2_ft.benchmark.models.adapter import Seed
 from medsam2_ft.benchmark.protocol import Jitter, Protocol, load_protocol
 from medsam2_ft.benchmark.rows import SKIPPED
 from medsam2_ft.benchmark.sweep import EncodedSlices, schedule, slicewise
+from medsam2_ft.data.case import Case
 from medsam2_ft.errors import DataError
 from medsam2_ft.metrics import dsc, nsd
 
@@ -46,6 +47,23 @@ def test_propagation_scores_volumes_and_encodes_every_slice_once():
         assert row.nsd_legacy == pytest.approx(nsd(pred, truth, spacing_mm=(1, 1, 5), tolerance_mm=2))
         assert not pred[~truth.any(axis=(1, 2))].any()
         assert np.isfinite(row.hd95)
+
+
+def test_frames_that_nobody_annotated_count_for_nothing():
+    labelled = np.arange(10) % 3 == 0
+    gts = np.zeros((10, 32, 32), np.uint8)
+    gts[labelled, 8:20, 8:20] = 1
+    gts[4, 2:6, 2:6] = 1  # left over on a frame that is not annotated
+    case = Case("video", gts, gts, kind="video", labels={"a": [1]}, labelled=labelled)
+
+    class Perfect(EllipseModel):
+        def masks_from_boxes(self, embedding, *, boxes_N4):
+            mask = np.zeros(embedding, bool)
+            mask[8:20, 8:20] = True
+            return mask[None]
+
+    (row,) = evaluate(case, Perfect(), Protocol("p", targets="region", prompt_slice="first", hd95=True)).rows
+    assert (row.dsc, row.nsd, row.nsd_legacy, row.hd95, row.voxels) == (1, 1, 1, 0, 4 * 144)
 
 
 def test_initial_mask_may_be_the_truth_or_another_models():
