@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from medsam2_ft.benchmark.masks import SparseMask, masks_path
-from medsam2_ft.benchmark.prompting import find_targets
+from medsam2_ft.benchmark.evidence import kept_mask, true_mask
+from medsam2_ft.benchmark.masks import SparseMask
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import read_manifest
@@ -88,20 +88,19 @@ class Gallery:
     def strip(self, rows: pd.DataFrame, identity: tuple[Any, ...], *, title: str) -> list[Strip]:
         """Image, truth and each model's mask of one object, cropped to it; nothing where case or masks are gone."""
         key = dict(zip(OBJECT, identity, strict=True))
-        case, truth = self._case(key), None
-        if case is not None:
-            truth = self._truth(case, key)
+        mine = list(_about(rows, key).itertuples())
+        case = self._case(key)
+        truth = None if case is None else self._truth(case, mine[0])
         if case is None or truth is None or not truth.slices:
             return []
-        mine = rows[np.logical_and.reduce([rows[name] == value for name, value in key.items()])]
         t = max(truth.slices, key=truth.count)
-        masks = {line.model: self._mask(line.model, key) for line in mine.itertuples()}
+        masks = {line.model: self._mask(line) for line in mine}
         planes = {model: mask[t] if mask.ndim == 3 else mask for model, mask in masks.items() if mask is not None}
         view = _view([truth[t], *planes.values()])
         image = case.imgs[t]
         tiles = [Tile(_uri(_tile(image, view)), "image", f"slice {t}" if case.num_slices > 1 else "")]
         tiles.append(Tile(_uri(_tile(image, view, [(truth[t], TRUTH)])), "truth", f"{truth.count(t)} px"))
-        for line in mine.itertuples():
+        for line in mine:
             if line.model in planes:
                 layers = [(planes[line.model], self.colours[line.model]), (truth[t], TRUTH)]
                 note = f"DSC {line.dsc:.3f}  NSD {line.nsd:.3f}"
@@ -117,11 +116,12 @@ class Gallery:
         for modality, part in list(volumes.groupby("modality", sort=True))[:count]:
             means = part.groupby(OBJECT, dropna=False)["dsc"].mean().sort_values(kind="stable")
             key = dict(zip(OBJECT, means.index[len(means) // 2], strict=True))
+            mine = list(_about(part, key).itertuples())
             case = self._case(key)
-            truth = self._truth(case, key) if case is not None else None
+            truth = None if case is None else self._truth(case, mine[0])
             if case is None or truth is None:
                 continue
-            masks = {model: self._mask(model, key) for model in part["model"].unique()}
+            masks = {line.model: self._mask(line) for line in mine}
             shown = [truth.slices[i] for i in np.linspace(0, len(truth.slices) - 1, SHEET_SLICES).round().astype(int)]
             view = _view([np.any([truth[t] for t in shown], axis=0)])
             tiles = []
@@ -142,19 +142,21 @@ class Gallery:
         root = self.roots.get(str(key["dataset"]))
         return None if root is None else _load_case(root, str(key["case"]))
 
-    def _truth(self, case: Case, key: Mapping[str, Any]) -> SparseMask | None:
-        is_slices = self.protocol.task_of(case.kind) == "slices"
-        targets = find_targets(case, self.protocol, t=int(key["prompt_slice"]) if is_slices else None)
-        wanted = (key["label"], int(key["instance"]))
-        return next((target.truth for target in targets if (target.region, target.instance) == wanted), None)
-
-    def _mask(self, model: str, key: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-        name = f"{key['label']}|{int(key['instance'])}|{int(key['prompt_slice'])}|{int(key['seed'])}"
-        path = masks_path(self.folder, model=model, dataset=key["dataset"], case=key["case"])
-        if not path.is_file():
+    def _truth(self, case: Case, row: Any) -> SparseMask | None:
+        try:
+            return true_mask(row, case, self.protocol)
+        except DataError:
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return np.asarray(stored[name], bool) if name in stored else None
+
+    def _mask(self, row: Any) -> NDArray[np.bool_] | None:
+        try:
+            return kept_mask(self.folder, row)
+        except DataError:
+            return None
+
+
+def _about(rows: pd.DataFrame, key: Mapping[str, Any]) -> pd.DataFrame:
+    return rows[np.logical_and.reduce([rows[name] == value for name, value in key.items()])]
 
 
 @lru_cache(maxsize=4)

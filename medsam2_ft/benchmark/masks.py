@@ -1,7 +1,7 @@
 """Masks of one object over a volume, held small, and the npz file that keeps all predicted masks of a case.
 
 The file holds one boolean array a row of rows.csv, (H, W) for a slice and (T, H, W) for a volume, under the key
-`LABEL|INSTANCE|SLICE|SEED` (with `|VARIANT` in sweeps). `numpy.load(path)` reads it.
+`LABEL|INSTANCE|PROMPT_SLICE|SEED` (with `|KNOB=VALUE` in sweeps). `evidence.py` finds a row's.
 """
 
 import os
