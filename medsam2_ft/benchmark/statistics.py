@@ -17,6 +17,9 @@ from medsam2_ft.benchmark.rows import OK
 SIZES = ("small", "medium", "large")
 """Thirds of a modality's objects by their number of pixels or voxels."""
 
+OBJECT = ["dataset", "case", "patient", "label", "instance", "prompt_slice", "seed"]
+"""Columns that say which object a row is about, and from which prompt."""
+
 NUM_RESAMPLES = 2000
 
 
@@ -79,7 +82,9 @@ def bootstrap_interval(
 
 
 def compare_models(rows: pd.DataFrame, *, metric: str = "dsc") -> pd.DataFrame:
-    """Wilcoxon signed-rank test of every pair of models on patients that both did, Holm-corrected over all tests.
+    """Wilcoxon signed-rank test of every pair of models on patients' means, Holm-corrected over all tests.
+
+    Only objects that both models answered count, so that a case that failed for one is left out for both.
 
     Returns:
         One line a modality ("all" for all together) and pair: `modality`, `model_a`, `model_b`, `patients`,
@@ -92,9 +97,9 @@ def compare_models(rows: pd.DataFrame, *, metric: str = "dsc") -> pd.DataFrame:
     if table["modality"].nunique() > 1:
         groups += [(str(name), part) for name, part in table.groupby("modality", sort=True)]
     for modality, part in groups:
-        means = part.pivot_table(index=["dataset", "patient"], columns="model", values=metric, aggfunc="mean")
+        objects = part.pivot_table(index=OBJECT, columns="model", values=metric)
         for a, b in combinations(part["model"].unique(), 2):
-            pairs = means[[a, b]].dropna()
+            pairs = objects[[a, b]].dropna().groupby(level=["dataset", "patient"]).mean()
             difference = (pairs[a] - pairs[b]).to_numpy(float)
             is_testable = len(difference) >= 6 and bool(np.any(difference))
             lines.append({

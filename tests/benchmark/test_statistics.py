@@ -14,8 +14,9 @@ def table(scores_by_model, *, objects=1):
             lines += [
                 {
                     "model": model, "protocol": "p", "modality": "CT", "dataset": "d", "case": f"c{number}",
-                    "patient": f"p{number}", "status": "ok", "voxels": 10 * number + i, "seed": 0, "dsc": score,
-                    "nsd": score, "nsd_legacy": score, "encode_s": 1.0, "prompt_s": 0.5, "propagate_s": 0.0,
+                    "patient": f"p{number}", "status": "ok", "voxels": 10 * number + i, "label": "liver",
+                    "instance": i, "prompt_slice": 0, "seed": 0, "dsc": score, "nsd": score, "nsd_legacy": score,
+                    "encode_s": 1.0, "prompt_s": 0.5, "propagate_s": 0.0,
                 }
                 for i in range(objects)
             ]  # fmt: skip
@@ -45,6 +46,16 @@ def test_paired_tests_need_six_patients_and_see_a_constant_gain():
     assert few["difference"] == pytest.approx(-0.1)
     (many,) = compare_models(table({"a": scores, "b": scores + np.linspace(0.05, 0.1, 10)})).to_dict("records")
     assert many["p_holm"] < 0.01
+
+
+def test_a_case_that_failed_for_one_model_is_left_out_for_both():
+    easy, hard = np.linspace(0.8, 0.95, 8), np.linspace(0.1, 0.3, 8)
+    both = table({"a": easy, "b": easy + 0.01})
+    rows = pd.concat([both, table({"a": hard, "b": hard + 0.01}).assign(case="hard")])
+    rows.loc[(rows["case"] == "hard") & (rows["model"] == "a"), ["status", "dsc"]] = "failed", np.nan
+    (line,) = compare_models(rows).to_dict("records")
+    assert line["difference"] == pytest.approx(-0.01)
+    assert line["p"] == compare_models(both)["p"].item()
 
 
 def test_summaries_count_seconds_once_a_case():
