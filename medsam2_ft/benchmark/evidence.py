@@ -71,4 +71,6 @@ def true_mask(row: Any, case: Case, protocol: Protocol) -> SparseMask:
     for target in find_targets(case, protocol, t=int(row.prompt_slice) if is_slices else None):
         if (target.region, target.instance) == (row.label, int(row.instance)):
             return target.truth
+    if not row.voxels:  # a region that only the prediction has, see `score.py`
+        return SparseMask(case.shape)
     raise DataError(f"{case.name} holds no {row.label} {int(row.instance)}: is it the case that the row is about?")

@@ -91,9 +91,9 @@ class Gallery:
         mine = list(_about(rows, key).itertuples())
         case = self._case(key)
         truth = None if case is None else self._truth(case, mine[0])
-        if case is None or truth is None or not truth.slices:
+        if case is None or truth is None:
             return []
-        t = max(truth.slices, key=truth.count)
+        t = max(truth.slices, key=truth.count, default=int(key["prompt_slice"]))
         masks = {line.model: self._mask(line) for line in mine}
         planes = {model: mask[t] if mask.ndim == 3 else mask for model, mask in masks.items() if mask is not None}
         view = _view([truth[t], *planes.values()])

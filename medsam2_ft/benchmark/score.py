@@ -1,7 +1,8 @@
 """Scores masks that another program wrote: one label map a case, in the stored grid or in the geometry of the source volume.
 
 `CASE.nii.gz` and the like (nnU-Net's output), `CASE.npz` with `segs`, `gts` or `masks`, or `CASE.png`. The ids of a label map
-are those of the case's `labels`. A mask that is missing or does not fit is a failed row, and the others are scored.
+are those of the case's `labels`. A region that is in the mask but not in the case has DSC and NSD 0; one that is in neither
+has no row. A mask that is missing or does not fit is a failed row, and the others are scored.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from medsam2_ft.benchmark.masks import SparseMask, masks_path, save_masks
-from medsam2_ft.benchmark.prompting import find_targets, prompt_slice
+from medsam2_ft.benchmark.prompting import Target, find_targets, prompt_slice
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.provenance import ModelRecord, Run, dataset_name
 from medsam2_ft.benchmark.rows import FAILED, SKIPPED, Row, write_rows
@@ -113,22 +114,28 @@ def _score_case(
         return [blank]
     try:
         case = Case.load(root / record.file)
+        if case.gts is None and case.gts_layers is None:
+            raise DataError(f"{case.name} has no masks to score against")
         labels = read_label_map(path, case)
     except DataError as error:
         blank.status, blank.reason = FAILED, str(error)
         return [blank]
     scribe, run = Scribe(case, name, "", protocol, dataset), Pass(0)
     rows, masks = [], {}
-    for target in find_targets(case, protocol):
-        found = SparseMask.from_dense(np.isin(labels, case.labels[target.region]))
-        item = Prompted(target, prompt_slice(target.truth, protocol), (0, 0, 0, 0), found)
+    truths = {target.region: target.truth for target in find_targets(case, protocol)}
+    for region, ids in case.labels.items():
+        truth, found = truths.get(region, SparseMask(case.shape)), SparseMask.from_dense(np.isin(labels, ids))
+        shown = truth if truth.slices else found
+        if not set(shown.slices).intersection(case.labelled_slices):
+            continue
+        item = Prompted(Target(region, 0, truth), prompt_slice(shown, protocol), (0, 0, 0, 0), found)
         row = scribe.row(item, run, Seconds(), is_slice=case.is_2d)
         row.case, row.patient, row.modality, row.box = record.case, record.patient, record.modality, ""
         row.encode_s = row.prompt_s = row.propagate_s = None
         rows.append(row)
         masks[mask_key(row, run)] = found[item.t] if case.is_2d else found
     if not rows:
-        blank.status, blank.reason = SKIPPED, "the case holds no labelled region"
+        blank.status, blank.reason = SKIPPED, "neither the case nor the mask holds a labelled region"
         return [blank]
     save_masks(masks_path(out, model=name, dataset=dataset, case=record.case), masks)
     return rows

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from benchmark.cases import image_case, volume_case, write_dataset
+from medsam2_ft.benchmark.evidence import prediction_and_truth
+from medsam2_ft.benchmark.report import write_report
 from medsam2_ft.benchmark.score import score_folder
 from medsam2_ft.errors import DataError
 from medsam2_ft.io.volume import read_volume
@@ -22,6 +24,28 @@ def test_npz_and_missing_masks(tmp_path):
     assert table.loc["c", "status"] == "failed"
     with pytest.raises(DataError, match="holds no mask"):
         score_folder(tmp_path / "data", root=root, out=tmp_path / "empty", name="none")
+
+
+def test_a_region_that_only_the_mask_has_scores_nothing(tmp_path):
+    case = volume_case("a", labels={"liver": [1], "kidney": [2], "spleen": [3], "colon": [4]})
+    root = write_dataset(tmp_path / "data", [case])
+    segs = case.gts.copy()
+    segs[2:5, :6, :6] = 3
+    (tmp_path / "pred").mkdir()
+    np.savez(tmp_path / "pred" / "a.npz", segs=segs)
+    table = score_folder(tmp_path / "pred", root=root, out=tmp_path / "out", name="theirs")
+    found = table[["label", "dsc", "nsd", "voxels"]].set_index("label").T.to_dict("list")
+    assert found.pop("spleen") == [0, 0, 0]
+    assert found == {
+        "liver": [1, 1, case.region_mask("liver").sum()],
+        "kidney": [1, 1, case.region_mask("kidney").sum()],
+    }
+    row = next(table.query("label == 'spleen'").itertuples())
+    prediction, truth = prediction_and_truth(tmp_path / "out", row, case)
+    assert prediction.sum() == 3 * 36
+    assert not truth.any()
+    html, _ = write_report(tmp_path / "out")
+    assert "data / a · spleen" in html.read_text()
 
 
 def test_two_datasets_with_cases_of_one_name_in_one_folder(tmp_path):
