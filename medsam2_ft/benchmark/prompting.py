@@ -84,17 +84,21 @@ def prompt_slice(truth: SparseMask, protocol: Protocol, *, offset: float = 0.0) 
 
 
 def tight_prompt(truth: SparseMask, t: int, protocol: Protocol) -> Box:
-    """The box round an object on slice t, or round its union or largest slice, as the protocol says; without jitter."""
-    boxes = [box for box in (truth.box(s) for s in truth.slices) if box is not None]
+    """The box round an object on slice t, or round its union or largest slice, with the protocol's margin; without jitter."""
+    margin = protocol.box_margin_px
+    boxes = {}
+    for s in truth.slices:
+        if (box := truth.box(s)) is not None:
+            x0, y0, x1, y1 = box
+            boxes[s] = _clipped((x0 - margin, y0 - margin, x1 + margin, y1 + margin), truth.shape[1:])
     if protocol.box == "union":
-        sides = np.array(boxes)
+        sides = np.array(list(boxes.values()))
         (x0, y0), (x1, y1) = sides[:, :2].min(axis=0), sides[:, 2:].max(axis=0)
         return float(x0), float(y0), float(x1), float(y1)
     if protocol.box == "largest":
-        return max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
-    box = truth.box(t)
-    assert box is not None, "the prompt slice shows the object"
-    return box
+        return max(boxes.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    assert t in boxes, "the prompt slice shows the object"
+    return boxes[t]
 
 
 def loosen(box: Box, rng: np.random.Generator, *, jitter: Jitter, shape_hw: tuple[int, int]) -> Box:

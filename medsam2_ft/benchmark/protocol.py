@@ -61,6 +61,8 @@ class Protocol:
         prompt_slice: in the task "propagation", of the slices that hold the object: the middle one, the one where it is
             largest, or the first.
         box: round the object on the prompt slice, round its union over all slices, or the largest of its slices' boxes.
+        box_margin_px: growth of that box on each side, in pixels of the stored image, clipped to it; before jitter. "largest"
+            compares the grown boxes.
         jitter: how loose the box is.
         initial_mask: "own" for the model's answer to the box, "truth", or the name of another model that answers it.
         propagation: "memory" needs a model that has one; "auto" takes it where there is one, else "slicewise".
@@ -87,6 +89,7 @@ class Protocol:
     slice_step: Mapping[str, int] = field(default_factory=dict)
     prompt_slice: str = "middle"
     box: str = "slice"
+    box_margin_px: float = 0.0
     jitter: Jitter = Jitter()
     initial_mask: str = "own"
     propagation: str = "auto"

@@ -1,6 +1,7 @@
 """What gets a box, and where the box lies."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from benchmark.cases import image_case, volume_case
 from medsam2_ft.benchmark.masks import SparseMask
 from medsam2_ft.benchmark.prompting import disturb, find_targets, loosen, prompt_slice, prompted_slices, tight_prompt
-from medsam2_ft.benchmark.protocol import Jitter, Protocol
+from medsam2_ft.benchmark.protocol import Jitter, Protocol, load_protocol
 from medsam2_ft.data.case import Case
 
 
@@ -73,6 +74,15 @@ def test_prompt_slice_and_box_sources():
     assert tight_prompt(truth, 8, Protocol("p", box="slice")) == (8, 14, 12, 18)
     assert tight_prompt(truth, 8, Protocol("p", box="union")) == (4, 10, 16, 22)
     assert tight_prompt(truth, 8, Protocol("p", box="largest")) == (4, 10, 16, 22)
+
+
+def test_the_first_box_of_flare22_has_its_margin_clipped_to_the_image():
+    mask = np.zeros((3, 64, 64), bool)
+    mask[0, 0:12, 20:31] = True  # the larger box, but at the border the smaller one once both have grown
+    mask[1, 20:31, 20:31] = True
+    truth, protocol = SparseMask.from_dense(mask), load_protocol("flare22_slicewise")
+    assert tight_prompt(truth, 0, protocol) == (15, 15, 36, 36)
+    assert tight_prompt(truth, 0, replace(protocol, box="slice")) == (15, 0, 36, 17)
 
 
 def test_jitter_moves_sides_outwards_in_steps_of_the_grid():
