@@ -28,7 +28,7 @@ from medsam2_ft.benchmark.provenance import ModelRecord, Run, dataset_name
 from medsam2_ft.benchmark.rows import COLUMNS, FAILED, SKIPPED, Row, read_rows, write_rows
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest
-from medsam2_ft.errors import CheckpointError, DataError, UserError
+from medsam2_ft.errors import CheckpointError, ConfigError, DataError, UserError
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,10 @@ def _try_model(model: str, device: str, *, keep_open: bool) -> ModelRecord:
     label = split_spec(model)[0]
     try:
         adapter = _opened(model, device) if keep_open else open_model(model, device=device)
-    except CheckpointError as error:
-        return ModelRecord(label, model, reason=str(error))
+    except ConfigError:  # a device that is not there, which is no model's fault
+        raise
+    except Exception as error:
+        return ModelRecord(label, model, reason=_told(error))
     return ModelRecord(label, model, adapter.checkpoint_sha256, adapter.num_parameters, adapter.licence)
 
 
@@ -219,12 +221,14 @@ def _opened(model: str, device: str) -> Adapter:
 
 def _do(job: Job, device: str | None = None) -> tuple[str, str]:
     """Run one job and write its part and masks; whatever goes wrong becomes a row. Returns (what, reason or "")."""
-    where = device or _device
-    adapter = _opened(job.model, where)
+    where, checkpoint_sha256 = device or _device, ""
     try:
+        adapter = _opened(job.model, where)
+        checkpoint_sha256 = adapter.checkpoint_sha256
         case = Case.load(job.root / job.record.file)
         if case.kind not in job.protocol.kinds:
-            return str(job), _give_up(job, adapter, SKIPPED, f"{case.kind}s take no part in {job.protocol.name}")
+            reason = f"{case.kind}s take no part in {job.protocol.name}"
+            return str(job), _give_up(job, checkpoint_sha256, SKIPPED, reason)
         outcome = evaluate(
             case,
             adapter,
@@ -233,12 +237,7 @@ def _do(job: Job, device: str | None = None) -> tuple[str, str]:
             initial_model=lambda: _opened(job.protocol.initial_mask, where),
         )
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, UserError):
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})"
-        _give_up(job, adapter, FAILED, reason)
-        return str(job), reason
+        return str(job), _give_up(job, checkpoint_sha256, FAILED, _told(error))
     for row in outcome.rows:
         row.case, row.patient, row.modality = job.record.case, job.record.patient, job.record.modality or row.modality
     if outcome.masks:
@@ -247,9 +246,18 @@ def _do(job: Job, device: str | None = None) -> tuple[str, str]:
     return str(job), ""
 
 
-def _give_up(job: Job, adapter: Adapter, status: str, reason: str) -> str:
+def _told(error: Exception) -> str:
+    """An error in one line; one that no user can mend also with its type and place."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UserError):
+        return reason
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def _give_up(job: Job, checkpoint_sha256: str, status: str, reason: str) -> str:
     row = Row(
-        job.label, adapter.checkpoint_sha256, job.protocol.name, job.record.modality, job.dataset, job.record.case,
+        job.label, checkpoint_sha256, job.protocol.name, job.record.modality, job.dataset, job.record.case,
         job.record.patient, status=status, reason=reason,
     )  # fmt: skip
     write_rows(job.part, [row])

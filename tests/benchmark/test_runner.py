@@ -95,6 +95,34 @@ def test_a_missing_model_and_a_failing_case_stop_nobody(dataset, tmp_path, model
     assert (table["status"] == "ok").sum() == 2 * 2 + 2
 
 
+@pytest.mark.parametrize("opens", [0, 1], ids=["at first", "when its turn comes"])
+def test_a_model_that_does_not_fit_into_memory_stops_nobody(dataset, tmp_path, models, monkeypatch, opens):
+    found = {name: EllipseModel(name) for name in ("sam2_tiny", "sam2_small", "lite_medsam")}
+    opened = []
+
+    def open_model(spec, *, device="auto"):
+        opened.append(spec)
+        if spec == "sam2_tiny" and opened.count(spec) > opens:
+            raise RuntimeError("CUDA out of memory")
+        return found[spec]
+
+    monkeypatch.setattr(runner, "open_model", open_model)
+    table = run(dataset, tmp_path / "out", list(found))  # three, of which only two stay open
+    failed = table[table["status"] == "failed"]
+    assert set(failed["model"]) == {"sam2_tiny"}
+    assert failed["reason"].str.startswith("RuntimeError: CUDA out of memory").all()
+    assert (table["status"] == "ok").sum() == 2 * (3 * 2 + 2)
+
+
+def test_a_device_that_is_not_there_is_told_at_once(dataset, tmp_path, models, monkeypatch):
+    def open_model(spec, *, device="auto"):
+        raise ConfigError("torch sees no CUDA device here")
+
+    monkeypatch.setattr(runner, "open_model", open_model)
+    with pytest.raises(ConfigError, match="no CUDA"):
+        run(dataset, tmp_path / "out")
+
+
 def test_a_run_without_any_model_is_an_error(dataset, tmp_path, models):
     with pytest.raises(CheckpointError, match="none of the models"):
         run(dataset, tmp_path / "out", ["sam_vit_b"])
