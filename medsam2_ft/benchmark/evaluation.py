@@ -93,7 +93,7 @@ def evaluate(
 def _slices_pass(
     case: Case, model: Adapter, protocol: Protocol, run: Pass, encoded: EncodedSlices, _: OpenModel
 ) -> tuple[list[Prompted], Seconds]:
-    prompted, prompt_s = [], 0.0
+    prompted, prompt_s, encoded_before = [], 0.0, encoded.seconds
     for t in prompted_slices(case, protocol):
         targets = find_targets(case, protocol, t=t)
         items = [_prompt(case, protocol, run, target, t) for target in targets]
@@ -106,7 +106,7 @@ def _slices_pass(
         for item, mask in zip(items, masks, strict=True):
             item.mask[t] = mask
         prompted += items
-    return prompted, Seconds(encoded.seconds, prompt_s)
+    return prompted, Seconds(encoded.seconds - encoded_before, prompt_s)
 
 
 def _propagation_pass(
@@ -123,12 +123,15 @@ def _propagation_pass(
         return [], Seconds()
     started, encoded_before = now(), encoded.seconds
     _initial_masks(items, case, model, protocol, encoded, initial_model)
-    prompt_s = now() - started - (encoded.seconds - encoded_before)
-    started, encoded_before = now(), encoded.seconds
+    prompted, encoded_between = now(), encoded.seconds
     for t, index, mask in _carried(items, case, model, protocol, encoded):
         items[index].mask[t] = mask
-    propagate_s = now() - started - (encoded.seconds - encoded_before)
-    return items, Seconds(encoded.seconds, prompt_s, propagate_s)
+    finished, encoded_after = now(), encoded.seconds
+    return items, Seconds(
+        encode=encoded_after - encoded_before,
+        prompt=prompted - started - (encoded_between - encoded_before),
+        propagate=finished - prompted - (encoded_after - encoded_between),
+    )
 
 
 def _prompt(case: Case, protocol: Protocol, run: Pass, target: Target, t: int) -> Prompted:

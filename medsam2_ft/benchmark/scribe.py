@@ -51,7 +51,7 @@ class Prompted:
 
 @dataclass
 class Seconds:
-    """Where the time of one pass went."""
+    """Where the time of one pass went; slices that an earlier pass encoded and that are still kept cost nothing."""
 
     encode: float = 0.0
     prompt: float = 0.0

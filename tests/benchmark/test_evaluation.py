@@ -1,5 +1,7 @@
 """One case through slices and propagation: scores, encodings, seconds."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,18 @@ def test_seeds_repeat_and_sweeps_name_their_pass():
                ("looseness=0", "looseness=0.5", "slice_offset=0", "slice_offset=0.75")}  # fmt: skip
     assert by_pass["looseness=0"] > by_pass["looseness=0.5"]
     assert by_pass["slice_offset=0"] > by_pass["slice_offset=0.75"]
+
+
+@pytest.mark.parametrize("task", ["slices", "propagation"])
+def test_each_pass_counts_its_own_seconds_of_encoding(task):
+    class Slow(EllipseModel):
+        def embed(self, image):
+            time.sleep(0.002)
+            return super().embed(image)
+
+    rows = evaluate(volume_case(), Slow(), Protocol("p", task=task, targets="region", seeds=(0, 1))).rows
+    first, second = ({row.encode_s for row in rows if row.seed == seed} for seed in (0, 1))
+    assert min(first) > 0 and second == {0}
 
 
 def test_nothing_to_prompt_is_a_row_and_no_masks_an_error():
