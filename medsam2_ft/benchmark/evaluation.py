@@ -5,7 +5,7 @@ downward sweep.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,10 @@ def _propagation_pass(
         sign = 1 if rng.random() < 0.5 else -1
         offset = sign * run.value if run.knob == "slice_offset" else 0.0
         t = prompt_slice(target.truth, protocol, offset=offset)
-        items.append(_prompt(case, protocol, run, target, t))
+        item = _prompt(case, protocol, run, target, t)
+        if protocol.direction != "both":
+            item.target = replace(target, truth=_visited(target.truth, t, protocol.direction))
+        items.append(item)
     if not items:
         return [], Seconds()
     started, encoded_before = now(), encoded.seconds
@@ -141,6 +144,15 @@ def _prompt(case: Case, protocol: Protocol, run: Pass, target: Target, t: int) -
     if run.knob:
         box = disturb(box, rng, knob=run.knob, value=run.value, shape_hw=shape_hw)
     return Prompted(target, t, box, SparseMask(case.shape))
+
+
+def _visited(truth: SparseMask, t: int, direction: str) -> SparseMask:
+    """What a sweep in one direction from slice t can fill, and so what it is scored against."""
+    kept = SparseMask(truth.shape)
+    for s in truth.slices:
+        if s >= t if direction == "up" else s <= t:
+            kept[s] = truth[s]
+    return kept
 
 
 def _initial_masks(

@@ -67,7 +67,7 @@ class Protocol:
         initial_mask: "own" for the model's answer to the box, "truth", or the name of another model that answers it.
         propagation: "memory" needs a model that has one; "auto" takes it where there is one, else "slicewise".
         margin: in slicewise propagation, growth of the next box on each side, as a share of the image's side.
-        direction: both ways from the prompt slice, or one.
+        direction: both ways from the prompt slice, or one; an object is then scored on that side alone.
         z_range: fill the slices of the object's true range, as the paper does, or the whole volume.
         seeds: of the jitter; every seed is a full pass.
         tolerance_mm: NSD tolerance where spacing is known.

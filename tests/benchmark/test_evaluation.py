@@ -84,7 +84,11 @@ def test_direction_and_z_range_bound_what_is_filled():
     case = volume_case()
     up = evaluate(case, EllipseModel(), Protocol("p", task="propagation", targets="region", direction="up"))
     for row in up.rows:
-        assert min(up.masks[f"{row.label}|0|{row.prompt_slice}|0"].slices) == row.prompt_slice
+        mask = up.masks[f"{row.label}|0|{row.prompt_slice}|0"]
+        truth = case.region_mask(row.label)[row.prompt_slice :]
+        assert min(mask.slices) == row.prompt_slice
+        assert row.dsc == pytest.approx(dsc(mask.dense()[row.prompt_slice :], truth))
+        assert row.voxels == truth.sum()
     whole = evaluate(case, EllipseModel(), Protocol("p", task="propagation", targets="region", z_range="whole"))
     assert any(mask.slices == list(range(12)) for mask in whole.masks.values())
 
