@@ -105,7 +105,7 @@ def size_plot(strata: pd.DataFrame, colours: Mapping[str, str]) -> str:
                 x = place + (i - (len(colours) - 1) / 2) * width
                 mean = part["dsc"].mean()
                 low, high = bootstrap_interval(
-                    part["dsc"].to_numpy(float), (part["dataset"] + part["patient"]).to_numpy()
+                    part["dsc"].to_numpy(float), (part["dataset"] + "/" + part["patient"]).to_numpy()
                 )
                 panel.bar(x, mean, width * 0.86, color=colour, alpha=0.85)
                 if not np.isnan(low):

@@ -37,7 +37,7 @@ def write_report(folder: Path) -> list[Path]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "seconds": _seconds, "p": _p_value}
+    environment.filters |= {"score": _score, "hd95": _hd95, "seconds": _seconds, "p": _p_value}
     written = []
     for name in ("report.html", "report.md"):
         path = folder / name
@@ -65,6 +65,7 @@ def gather(run: Run, rows: pd.DataFrame, folder: Path) -> dict[str, Any]:
         "curves": curves.to_dict("records"),
         "robustness_svg": robustness_plot(curves, colours) if len(curves) else "",
         "legacy_differs": bool(len(table)) and bool((table["nsd"] - table["nsd_legacy"]).abs().max() > 0.005),
+        "has_hd95": "hd95" in table,
         "overall": [],
     }
     if not len(table):
@@ -75,8 +76,8 @@ def gather(run: Run, rows: pd.DataFrame, folder: Path) -> dict[str, Any]:
         "by_modality": summarise(table, by=("modality", "model"))
         .sort_values("modality", kind="stable")
         .to_dict("records"),
-        "by_label": summarise(table, by=("modality", "label", "model"))
-        .sort_values(["modality", "label"], kind="stable")
+        "by_label": summarise(table, by=("modality", "dataset", "label", "model"))
+        .sort_values(["modality", "dataset", "label"], kind="stable")
         .to_dict("records"),
         "tests": compare_models(table).to_dict("records"),
         "dsc_svg": dot_and_box(table, colours, metric="dsc"),
@@ -91,6 +92,11 @@ def gather(run: Run, rows: pd.DataFrame, folder: Path) -> dict[str, Any]:
 
 def _score(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.3f}"
+
+
+def _hd95(line: dict[str, Any]) -> str:
+    mean = "–" if pd.isna(line["hd95_mean"]) else f"{line['hd95_mean']:.2f}"
+    return f"{mean} ({line['hd95_infinite']} infinite)" if line["hd95_infinite"] else mean
 
 
 def _seconds(value: float) -> str:

@@ -15,7 +15,7 @@ from scipy.stats import wilcoxon
 from medsam2_ft.benchmark.rows import OK
 
 SIZES = ("small", "medium", "large")
-"""Thirds of a modality's objects by their number of pixels or voxels."""
+"""Thirds of a modality's objects, by pixels of those on slices and by voxels of those in volumes, each ranked apart."""
 
 OBJECT = ["dataset", "case", "patient", "label", "instance", "prompt_slice", "seed"]
 """Columns that say which object a row is about, and from which prompt."""
@@ -39,7 +39,7 @@ def summarise(rows: pd.DataFrame, *, by: Sequence[str] = ("model", "modality"), 
     Returns:
         One line a group: `num` objects, `cases`, `patients`, and `dsc_mean`, `dsc_low`, `dsc_high`, `dsc_median`,
         `dsc_q1`, `dsc_q3`, the same for `nsd` and `nsd_legacy`, and seconds a case. Both ends of an interval are NaN
-        with one patient.
+        with one patient. With HD95, `hd95_mean` over the finite ones and `hd95_infinite`, the number of the others.
     """
     lines = []
     for group, part in scored(rows).groupby(list(by), sort=False):
@@ -55,7 +55,7 @@ def summarise(rows: pd.DataFrame, *, by: Sequence[str] = ("model", "modality"), 
                 f"{metric}_mean": values.mean(), f"{metric}_low": low, f"{metric}_high": high,
                 f"{metric}_median": median, f"{metric}_q1": q1, f"{metric}_q3": q3,
             }  # fmt: skip
-        lines.append(line | _seconds(part))
+        lines.append(line | _hd95(part) | _seconds(part))
     return pd.DataFrame(lines)
 
 
@@ -124,9 +124,13 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def size_strata(rows: pd.DataFrame) -> pd.DataFrame:
-    """Scored rows with a column `size`: small, medium or large third of the modality's objects, by pixels or voxels."""
+    """Scored rows with a column `size`: small, medium or large third of the modality's objects, by pixels or voxels.
+
+    What was propagated counts as a volume; masks made elsewhere have no seconds that tell, and are ranked together.
+    """
     table = scored(rows).copy()
-    rank = table.groupby("modality")["voxels"].rank(method="average", pct=True)
+    is_volume = table["propagate_s"].fillna(0) > 0
+    rank = table.groupby(["modality", is_volume.rename("is_volume")])["voxels"].rank(method="average", pct=True)
     table["size"] = pd.cut(rank, [0, 1 / 3, 2 / 3, 1], labels=SIZES).astype(str)
     return table
 
@@ -144,6 +148,13 @@ def robustness(rows: pd.DataFrame) -> pd.DataFrame:
             "num": len(part),
         })  # fmt: skip
     return pd.DataFrame(lines, columns=["model", "knob", "value", "dsc", "low", "high", "num"])
+
+
+def _hd95(part: pd.DataFrame) -> dict[str, float]:
+    if "hd95" not in part:
+        return {}
+    finite = part.loc[np.isfinite(part["hd95"]), "hd95"]
+    return {"hd95_mean": float(finite.mean()), "hd95_infinite": int(np.isinf(part["hd95"]).sum())}
 
 
 def _seconds(part: pd.DataFrame) -> dict[str, float]:

@@ -63,3 +63,14 @@ def test_summaries_count_seconds_once_a_case():
     assert (line["num"], line["cases"], line["patients"], line["case_s"]) == (6, 2, 2, 1.5)
     assert line["dsc_mean"] == pytest.approx(0.6)
     assert set(size_strata(table({"a": np.ones(9)}))["size"]) == {"small", "medium", "large"}
+
+
+def test_objects_on_slices_and_in_volumes_are_ranked_apart():
+    volumes = table({"a": np.ones(9)}).assign(propagate_s=1.0, voxels=lambda rows: rows["voxels"] * 1000)
+    strata = size_strata(pd.concat([table({"a": np.ones(9)}), volumes]))
+    assert strata.groupby([strata["propagate_s"] > 0, "size"]).size().tolist() == [3] * 6
+
+
+def test_an_infinite_hd95_is_counted_not_averaged():
+    (line,) = summarise(table({"a": np.ones(3)}).assign(hd95=[1.0, 3.0, np.inf])).to_dict("records")
+    assert (line["hd95_mean"], line["hd95_infinite"]) == (2.0, 1)
