@@ -158,13 +158,8 @@ class Tab:
             self.on_propagate, None, [*shown, self.slice], concurrency_id="propagate", concurrency_limit=2
         )
         self.cancel.click(None, None, None, cancels=[running])
-        self.upload.change(
-            self.on_open,
-            [self.upload, self.model, self.window],
-            opened,
-            cancels=[running],
-            show_progress_on=self.canvas,
-        )
+        # Closing the file before ends `running`; `cancels` would show its last status again, over what on_open says.
+        self.upload.change(self.on_open, [self.upload, self.model, self.window], opened, show_progress_on=self.canvas)
         self.save.click(self.on_save, None, self.files, concurrency_id="save", concurrency_limit=2)
 
     def _workspace(self, request: gr.Request) -> Workspace:
@@ -262,8 +257,7 @@ class Tab:
                 self._workspace(request)  # waiting for a long run is no idleness
                 progress(done, desc=f"{'Frame' if self.kind == 'video' else 'Slice'} {index}")
                 yield [gr.skip(), f"Propagating: {done:.0%}", gr.skip()]
-            if not workspace.is_closed:
-                yield [*self._show(workspace), workspace.index]
+            yield [*self._show(workspace), gr.skip() if workspace.is_closed else workspace.index]
 
     def on_save(self, request: gr.Request) -> list[str]:
         """The label map in every form that suits the source."""
