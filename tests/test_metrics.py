@@ -155,3 +155,15 @@ def test_mean_dsc_over_two_gloo_ranks_equals_one():
     masks = np.random.default_rng(1).random((5, 2, 8, 8)) > 0.5
     expected = np.mean([dsc(pred, truth) for pred, truth in masks])
     assert results.get() == results.get() == pytest.approx(expected, abs=1e-6)
+
+
+def test_surfaces_found_slab_by_slab_are_the_whole_ones(monkeypatch):
+    def scores():
+        return [
+            (nsd(pred, truth, spacing_mm=spacing, tolerance_mm=tolerance), hd95(pred, truth, spacing_mm=spacing))
+            for pred, truth, spacing, tolerance in random_pairs(12)
+        ]
+
+    whole = scores()
+    monkeypatch.setattr("medsam2_ft.metrics._SLAB_VOXELS", 700)
+    assert scores() == whole

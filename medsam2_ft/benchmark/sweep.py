@@ -27,7 +27,7 @@ class EncodedSlices(Mapping[int, Any]):
     """
 
     def __init__(
-        self, embed: Callable[[NDArray[np.uint8]], Any], images: NDArray[np.uint8], *, capacity: int = 48
+        self, embed: Callable[[NDArray[np.uint8]], Any], images: NDArray[np.uint8], *, capacity: int = 24
     ) -> None:
         self.embed, self.images, self.capacity = embed, images, capacity
         self.seconds, self.num_calls = 0.0, 0
