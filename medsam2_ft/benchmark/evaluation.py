@@ -20,6 +20,7 @@ from medsam2_ft.benchmark.prompting import (
     prompt_slice,
     prompted_slices,
     tight_prompt,
+    visited,
 )  # fmt: skip
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.rows import SKIPPED, Row
@@ -119,8 +120,7 @@ def _propagation_pass(
         offset = sign * run.value if run.knob == "slice_offset" else 0.0
         t = prompt_slice(target.truth, protocol, offset=offset)
         item = _prompt(case, protocol, run, target, t)
-        if protocol.direction != "both":
-            item.target = replace(target, truth=_visited(target.truth, t, protocol.direction))
+        item.target = replace(target, truth=visited(target.truth, t, protocol.direction))
         items.append(item)
     if not items:
         return [], Seconds()
@@ -144,15 +144,6 @@ def _prompt(case: Case, protocol: Protocol, run: Pass, target: Target, t: int) -
     if run.knob:
         box = disturb(box, rng, knob=run.knob, value=run.value, shape_hw=shape_hw)
     return Prompted(target, t, box, SparseMask(case.shape))
-
-
-def _visited(truth: SparseMask, t: int, direction: str) -> SparseMask:
-    """What a sweep in one direction from slice t can fill, and so what it is scored against."""
-    kept = SparseMask(truth.shape)
-    for s in truth.slices:
-        if s >= t if direction == "up" else s <= t:
-            kept[s] = truth[s]
-    return kept
 
 
 def _initial_masks(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam2_ft.benchmark.masks import SparseMask, masks_path
-from medsam2_ft.benchmark.prompting import find_targets
+from medsam2_ft.benchmark.prompting import find_targets, visited
 from medsam2_ft.benchmark.protocol import Protocol, protocol_from
 from medsam2_ft.benchmark.provenance import Run
 from medsam2_ft.benchmark.rows import OK
@@ -62,7 +62,7 @@ def kept_mask(run_folder: Path, row: Any) -> NDArray[np.bool_]:
 
 
 def true_mask(row: Any, case: Case, protocol: Protocol) -> SparseMask:
-    """The object of a row in its case, empty on other slices where the protocol prompts slices on their own.
+    """The object of a row in its case, empty where the protocol does not go: other slices, or one side of the prompt.
 
     Raises:
         DataError: if the case does not hold it.
@@ -70,7 +70,7 @@ def true_mask(row: Any, case: Case, protocol: Protocol) -> SparseMask:
     is_slices = protocol.task_of(case.kind) == "slices"
     for target in find_targets(case, protocol, t=int(row.prompt_slice) if is_slices else None):
         if (target.region, target.instance) == (row.label, int(row.instance)):
-            return target.truth
+            return target.truth if is_slices else visited(target.truth, int(row.prompt_slice), protocol.direction)
     if not row.voxels:  # a region that only the prediction has, see `score.py`
         return SparseMask(case.shape)
     raise DataError(f"{case.name} holds no {row.label} {int(row.instance)}: is it the case that the row is about?")

@@ -179,3 +179,14 @@ def _piece(ids: NDArray[Any], wanted: int, shape: tuple[int, int, int], window: 
 def _prompted_px(target: Target, t: int | None) -> int:
     """Pixels on the slice, or on the largest slice of a volume."""
     return max((target.truth.count(s) for s in ([t] if t is not None else target.truth.slices)), default=0)
+
+
+def visited(truth: SparseMask, t: int, direction: str) -> SparseMask:
+    """What a sweep from slice t can fill, `up`, `down` or `both` ways, and so what it is scored against."""
+    if direction == "both":
+        return truth
+    kept = SparseMask(truth.shape)
+    for s in truth.slices:
+        if s >= t if direction == "up" else s <= t:
+            kept[s] = truth[s]
+    return kept

@@ -59,7 +59,7 @@ class Seconds:
 
 
 def mask_key(row: Row, run: Pass) -> str:
-    """The name of a row's mask in `masks/MODEL/CASE.npz`."""
+    """The name of a row's mask in `masks/MODEL/DATASET/CASE.npz`."""
     key = f"{row.label}|{row.instance}|{row.prompt_slice}|{row.seed}"
     return f"{key}|{run.variant}" if run.variant else key
 

@@ -58,8 +58,9 @@ LOOSE = Protocol("p", min_px=20, jitter=Jitter(5))
             ["protocol"],
             {("p/looseness=0",), ("p/looseness=0.25",), ("p/slice_offset=0.5",)},
         ),
+        (replace(LOOSE, targets="region", direction="up"), ["instance"], {(0,)}),
     ],
-    ids=["components and instances", "slices", "sweep"],
+    ids=["components and instances", "slices", "sweep", "one direction"],
 )
 def test_the_documented_lines_give_every_dice_again(run, tmp_path, capsys, protocol, identity, values):
     rows = run(protocol).query("status == 'ok'")
