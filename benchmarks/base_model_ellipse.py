@@ -6,16 +6,19 @@ python benchmarks/base_model_ellipse.py RUN --data DIR --out runs/nano/bench_ell
 from __future__ import annotations
 
 import argparse
-import csv
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam2_ft.benchmark.evidence import true_mask
+from medsam2_ft.benchmark.protocol import protocol_from
+from medsam2_ft.benchmark.provenance import Run
+from medsam2_ft.benchmark.rows import OBJECT, OK, read_rows, write_rows
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import read_manifest
+from medsam2_ft.errors import exit_on_user_error
 from medsam2_ft.metrics import dsc
 
 
@@ -26,44 +29,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared datasets")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    with (arguments.run / "rows.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    protocol = protocol_from(Run.read(arguments.run).protocol)
+    rows = read_rows(arguments.run / "rows.csv")
+    rows = rows[rows["status"] == OK].drop_duplicates(OBJECT)
 
     @cache
     def files(dataset: str) -> dict[str, Path]:
         root: Path = arguments.data / dataset
         return {record.case: root / record.file for record in read_manifest(root)}
 
-    scored = []
-    case: Case | None = None
-    for row in rows:
-        if case is None or case.name != row["case"]:
-            case = Case.load(files(row["dataset"])[row["case"]])
-        truth = target(case, row)
-        if truth is not None:
-            box = [float(number) for number in row["box"].split()]
-            scored.append(row | {"model": "ellipse", "dsc": f"{dsc(ellipse(box, truth.shape), truth):.6f}"})
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "rows.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(scored)
-    print(f"{len(scored)} of {len(rows)} boxes scored: {arguments.out / 'rows.csv'}")
+    @lru_cache(maxsize=1)
+    def load(dataset: str, name: str) -> Case:
+        return Case.load(files(dataset)[name])
 
-
-def target(case: Case, row: dict[str, str]) -> NDArray[np.bool_] | None:
-    """The object that a row was scored on: an instance, or the connected component of its size that the box holds."""
-    t, voxels = int(row["prompt_slice"]), int(row["voxels"])
-    if case.instances:
-        return case.region_mask(row["label"], t, instance=int(row["instance"]))
-    whole = case.region_mask(row["label"], t)
-    _, labels, stats, centroids = cv2.connectedComponentsWithStats(whole.astype(np.uint8), connectivity=8)
-    x0, y0, x1, y1 = (float(number) for number in row["box"].split())
-    for label in range(1, len(stats)):
-        x, y = centroids[label]
-        if stats[label][cv2.CC_STAT_AREA] == voxels and x0 <= x <= x1 and y0 <= y <= y1:
-            return np.asarray(labels == label)
-    return whole if int(whole.sum()) == voxels else None
+    scores = []
+    for row in rows.itertuples():
+        truth = true_mask(row, load(row.dataset, row.case), protocol)[int(row.prompt_slice)]
+        scores.append(dsc(ellipse([float(side) for side in row.box.split()], truth.shape), truth))
+    unknown = dict.fromkeys(("nsd", "nsd_legacy", "encode_s", "prompt_s", "propagate_s"))
+    write_rows(arguments.out / "rows.csv", rows.assign(model="ellipse", checkpoint_sha256="", dsc=scores, **unknown))
+    print(f"{len(rows)} boxes scored: {arguments.out / 'rows.csv'}")
 
 
 def ellipse(box: list[float], shape_hw: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -75,4 +60,5 @@ def ellipse(box: list[float], shape_hw: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

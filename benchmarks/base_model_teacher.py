@@ -1,10 +1,12 @@
 """LiteMedSAM's masks for random boxes on the training images of the base sets, as a dataset for the small base model.
 
-    python benchmarks/base_model_teacher.py --data runs/sets --out runs/sets/teacher [--share 1/2]
+    python -m benchmarks.base_model_teacher --data runs/nano/data --out runs/nano/teacher [--share 1/2]
 
-Each mask gets a box of its own, a little moved, and the teacher is asked again. What stays nearly the same and is not just the
-ellipse in that box is kept. Masks of one image do not overlap, so that a label map can hold them. Only training cases are
-opened; what is there is not asked again. `--share` does a part of the images, so that several processes can divide the work.
+Most random boxes hold no object, and the teacher draws one nevertheless. So each mask gets a box of its own, a little moved,
+and the teacher is asked again: kept is what stays nearly the same, is not just the ellipse in that box, and has an outline that
+the image shows. Masks of one image do not overlap, so that a label map can hold them. Only training cases are opened; what is
+there is not asked again. `--share` does a part of the images, so that several processes can divide the work; a last run without
+it lists them all.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cc3d
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.base_model_ellipse import ellipse
 from medsam2_ft.benchmark.models.adapter import Adapter
 from medsam2_ft.benchmark.models.catalogue import open_model
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest, write_manifest
 from medsam2_ft.errors import exit_on_user_error
+from medsam2_ft.prompts.sampling import tight_boxes
 
 Mask = NDArray[np.bool_]
 VIEWS = {
@@ -32,8 +37,8 @@ VIEWS = {
 }  # fmt: skip
 """The sets that the base model may learn from, and images a case: slices spread evenly, or the whole image and crops of it."""
 NUM_BOXES = 12
-STABLE, NOT_ELLIPSE, SMALLEST = 0.75, 0.92, 0.001
-"""IoU of the masks of two boxes, at least; of mask and ellipse, at most; share of the image, at least."""
+STABLE, NOT_ELLIPSE, SMALLEST, SEEN = 0.75, 0.92, 0.001, 0.6
+"""IoU of the masks of two boxes, at least; of mask and ellipse, at most; share of the image, at least; `contrast`, at least."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +77,33 @@ def random_boxes(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np
     return np.concatenate([corners, corners + sizes], 1).round().astype(np.float32)
 
 
-def box_of(mask: Mask) -> NDArray[np.float32]:
-    """Tight half-open box (x0, y0, x1, y1)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
 def iou(a: Mask, b: Mask) -> float:
     """IoU of two masks."""
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
-def ellipse_in(box: NDArray[np.float32], shape: tuple[int, int]) -> Mask:
-    """The ellipse that touches the sides of a box."""
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
-    return np.asarray(((x + 0.5 - center[0]) / half[0]) ** 2 + ((y + 0.5 - center[1]) / half[1]) ** 2 <= 1)
-
-
 def largest_part(mask: Mask) -> Mask:
     """The largest connected component."""
-    number, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    return np.asarray(labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()) if number > 1 else mask
+    return np.asarray(cc3d.largest_k(mask, k=1, connectivity=8) > 0)
+
+
+def contrast(image: NDArray[np.uint8], mask: Mask) -> float:
+    """How far the bands inside and outside of the outline differ, in standard deviations, in the channel that shows it best."""
+    width = max(2, round(0.02 * max(mask.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    inside = mask & (cv2.erode(mask.astype(np.uint8), disc) == 0)
+    outside = ~mask & (cv2.dilate(mask.astype(np.uint8), disc) > 0)
+    bands = [image.reshape(*mask.shape, -1)[band].astype(float) for band in (inside, outside)]
+    spread = np.sqrt((bands[0].var(0) + bands[1].var(0)) / 2) + 2  # two grey levels: black on black is no edge
+    return float((abs(bands[0].mean(0) - bands[1].mean(0)) / spread).max())
+
+
+def is_worth(before: Mask, mask: Mask, image: NDArray[np.uint8]) -> bool:
+    """Whether the answer to the moved box is one to learn from."""
+    if not mask.any() or mask.all() or iou(before, mask) < STABLE:
+        return False
+    box = tight_boxes(mask[None])[0].tolist()
+    return iou(mask, ellipse(box, mask.shape)) <= NOT_ELLIPSE and contrast(image, mask) >= SEEN
 
 
 def ask(teacher: Adapter, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -106,13 +116,12 @@ def ask(teacher: Adapter, image: NDArray[np.uint8], rng: np.random.Generator) ->
     first = [mask for mask in first if mask.sum() >= SMALLEST * mask.size]
     if not first:
         return label_map
-    tight = np.stack([box_of(mask) for mask in first])
+    tight = tight_boxes(np.stack(first))
     moved = tight + rng.uniform(-0.05, 0.05, tight.shape) * np.tile(tight[:, 2:] - tight[:, :2], 2)
     moved = moved.clip(0, np.tile(shape[::-1], 2)).astype(np.float32)
     for before, answer in zip(first, teacher.masks_from_boxes(embedding, boxes_N4=moved), strict=True):
         mask = largest_part(answer)
-        is_new = mask.any() and not (label_map[mask] > 0).any()
-        if is_new and iou(before, mask) >= STABLE and iou(mask, ellipse_in(box_of(mask), shape)) <= NOT_ELLIPSE:
+        if is_worth(before, mask, image) and not label_map[mask].any():
             label_map[mask] = label_map.max() + 1
     return label_map
 

@@ -3,8 +3,8 @@
 Run: python benchmarks/modality_tuning.py --data runs/sets --out runs/modalities [--only CT MR] [--steps 200]
 One model a modality, the settings below for all of them, none of them chosen on test cases; the export is the best of a few
 validations. Where there are volumes or sequences, memory is tuned afterwards for a quarter of the steps. The test splits are
-scored by protocol all_modalities. Expected: runs and benchmarks in --out; minutes and peak memory of each on standard output.
-The table: python benchmarks/base_model_table.py runs/modalities/*/bench
+scored by protocol all_modalities. Expected: runs and benchmarks in --out; minutes of training of each on standard output.
+The table: python benchmarks/base_model_table.py runs/all runs/modalities/*/bench
 """
 
 from __future__ import annotations

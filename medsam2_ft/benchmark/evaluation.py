@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_ft.benchmark.masks import SparseMask
+from medsam2_ft.benchmark.masks import SparseMask, mask_key
 from medsam2_ft.benchmark.models.adapter import Adapter, Propagator, Seed
 from medsam2_ft.benchmark.prompting import (
     Target,
@@ -24,7 +24,7 @@ from medsam2_ft.benchmark.prompting import (
 )  # fmt: skip
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.rows import SKIPPED, Row
-from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds, mask_key
+from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds
 from medsam2_ft.benchmark.sweep import EncodedSlices, now, slicewise
 from medsam2_ft.data.case import Case
 from medsam2_ft.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def evaluate(
             row = scribe.row(item, run, seconds, is_slice=task == "slices")
             outcome.rows.append(row)
             if protocol.keep_masks:
-                outcome.masks[mask_key(row, run)] = item.mask[item.t] if task == "slices" else item.mask
+                outcome.masks[mask_key(row)] = item.mask[item.t] if task == "slices" else item.mask
     if not outcome.rows:
         outcome.rows.append(scribe.blank(status=SKIPPED, reason=f"no object of at least {protocol.min_px} px"))
     return outcome

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam2_ft.benchmark.masks import SparseMask, masks_path
+from medsam2_ft.benchmark.masks import SparseMask, mask_key, masks_path
 from medsam2_ft.benchmark.prompting import find_targets, visited
 from medsam2_ft.benchmark.protocol import Protocol, protocol_from
 from medsam2_ft.benchmark.provenance import Run
@@ -50,10 +50,7 @@ def kept_mask(run_folder: Path, row: Any) -> NDArray[np.bool_]:
     if row.status != OK:
         raise DataError(f"{row.model} has no mask of {row.dataset}/{row.case}, which {row.status}: {row.reason}")
     path = masks_path(run_folder, model=row.model, dataset=row.dataset, case=row.case)
-    variant = row.protocol.partition("/")[2]
-    key = f"{row.label}|{int(row.instance)}|{int(row.prompt_slice)}|{int(row.seed)}" + (
-        f"|{variant}" if variant else ""
-    )
+    key = mask_key(row)
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             if key in stored:

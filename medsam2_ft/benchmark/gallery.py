@@ -17,6 +17,7 @@ from PIL import Image
 from medsam2_ft.benchmark.evidence import kept_mask, true_mask
 from medsam2_ft.benchmark.masks import SparseMask
 from medsam2_ft.benchmark.protocol import Protocol
+from medsam2_ft.benchmark.rows import OBJECT
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import read_manifest
 from medsam2_ft.errors import DataError
@@ -24,7 +25,6 @@ from medsam2_ft.errors import DataError
 TILE = 232
 TRUTH = "#ffffff"
 SHEET_SLICES = 8
-OBJECT = ["dataset", "case", "label", "instance", "prompt_slice", "seed"]
 
 
 @dataclass(frozen=True)

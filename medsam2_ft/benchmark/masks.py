@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -99,6 +100,13 @@ def union_window(one: SparseMask, other: SparseMask) -> Window | None:
 def masks_path(folder: Path, *, model: str, dataset: str, case: str) -> Path:
     """Where a run keeps a model's masks of a case."""
     return folder / "masks" / model / dataset / f"{case}.npz"
+
+
+def mask_key(row: Any) -> str:
+    """The name of a row's mask in that file; a row is a `Row`, or one of `read_rows(...).itertuples()`."""
+    key = f"{row.label}|{int(row.instance)}|{int(row.prompt_slice)}|{int(row.seed)}"
+    variant = row.protocol.partition("/")[2]
+    return f"{key}|{variant}" if variant else key
 
 
 def save_masks(path: Path, masks: Mapping[str, SparseMask | NDArray[np.bool_]]) -> None:

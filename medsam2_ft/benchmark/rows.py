@@ -48,6 +48,8 @@ class Row:
     hd95: float | None = None
 
 
+OBJECT = ["dataset", "case", "label", "instance", "prompt_slice", "seed"]
+"""Columns that say which object a row is about, and from which prompt."""
 COLUMNS = [column.name for column in fields(Row) if column.name != "hd95"]
 TEXTS = [column.name for column in fields(Row) if column.type is str]
 COUNTS = [column.name for column in fields(Row) if column.type == int | None]

@@ -13,13 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medsam2_ft.benchmark.masks import SparseMask, masks_path, save_masks
+from medsam2_ft.benchmark.masks import SparseMask, mask_key, masks_path, save_masks
 from medsam2_ft.benchmark.prompting import Target, find_targets, prompt_slice
 from medsam2_ft.benchmark.protocol import Protocol
 from medsam2_ft.benchmark.provenance import ModelRecord, Run, dataset_name
 from medsam2_ft.benchmark.rows import FAILED, SKIPPED, Row, write_rows
 from medsam2_ft.benchmark.runner import collect, part_path
-from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds, mask_key
+from medsam2_ft.benchmark.scribe import Pass, Prompted, Scribe, Seconds
 from medsam2_ft.data.case import Case
 from medsam2_ft.data.manifest import Record, read_manifest
 from medsam2_ft.errors import DataError
@@ -133,7 +133,7 @@ def _score_case(
         row.case, row.patient, row.modality, row.box = record.case, record.patient, record.modality, ""
         row.encode_s = row.prompt_s = row.propagate_s = None
         rows.append(row)
-        masks[mask_key(row, run)] = found[item.t] if case.is_2d else found
+        masks[mask_key(row)] = found[item.t] if case.is_2d else found
     if not rows:
         blank.status, blank.reason = SKIPPED, "neither the case nor the mask holds a labelled region"
         return [blank]

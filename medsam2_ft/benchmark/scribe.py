@@ -58,12 +58,6 @@ class Seconds:
     propagate: float = 0.0
 
 
-def mask_key(row: Row, run: Pass) -> str:
-    """The name of a row's mask in `masks/MODEL/DATASET/CASE.npz`."""
-    key = f"{row.label}|{row.instance}|{row.prompt_slice}|{row.seed}"
-    return f"{key}|{run.variant}" if run.variant else key
-
-
 class Scribe:
     """Writes rows of one case and one model.
 

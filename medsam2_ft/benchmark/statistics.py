@@ -12,13 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from medsam2_ft.benchmark.rows import OK
+from medsam2_ft.benchmark.rows import OBJECT, OK
 
 SIZES = ("small", "medium", "large")
 """Thirds of a modality's objects, by pixels of those on slices and by voxels of those in volumes, each ranked apart."""
-
-OBJECT = ["dataset", "case", "patient", "label", "instance", "prompt_slice", "seed"]
-"""Columns that say which object a row is about, and from which prompt."""
 
 NUM_RESAMPLES = 2000
 
@@ -97,7 +94,7 @@ def compare_models(rows: pd.DataFrame, *, metric: str = "dsc") -> pd.DataFrame:
     if table["modality"].nunique() > 1:
         groups += [(str(name), part) for name, part in table.groupby("modality", sort=True)]
     for modality, part in groups:
-        objects = part.pivot_table(index=OBJECT, columns="model", values=metric)
+        objects = part.pivot_table(index=[*OBJECT, "patient"], columns="model", values=metric)
         for a, b in combinations(part["model"].unique(), 2):
             pairs = objects[[a, b]].dropna().groupby(level=["dataset", "patient"]).mean()
             difference = (pairs[a] - pairs[b]).to_numpy(float)
