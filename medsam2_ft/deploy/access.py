@@ -88,8 +88,8 @@ class BodyLimit:
                 raise HTTPException(413, f"The request is larger than {self._limit >> 20} MiB.")
             return message
 
-        is_upload = scope["type"] != "http" or scope["method"] == "PUT"
-        await self._app(scope, receive if is_upload else counted, send)
+        is_exempt = scope["type"] != "http" or scope["method"] == "PUT"
+        await self._app(scope, receive if is_exempt else counted, send)
 
 
 def _problem(status: int, sentence: str) -> JSONResponse:

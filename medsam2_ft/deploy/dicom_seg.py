@@ -38,9 +38,7 @@ def write_dicom_seg(path: Path, labels: NDArray[Any], volume: Volume, *, names: 
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    folder = Path(volume.source)
-    if not folder.is_dir():
-        raise DataError(f"DICOM-SEG refers to a DICOM series, and {folder.name} is no folder of one; write .nii.gz.")
+    folder = series_folder(volume)
     present = {name: object_id for name, object_id in names.items() if (labels == object_id).any()}
     if not present:
         raise DataError("Nothing was segmented, so there is no DICOM-SEG to write.")
@@ -79,6 +77,18 @@ def write_dicom_seg(path: Path, labels: NDArray[Any], volume: Volume, *, names: 
     )
     segmentation.save_as(path)
     return path
+
+
+def series_folder(volume: Volume) -> Path:
+    """The folder of DICOM files that a volume was read from.
+
+    Raises:
+        DataError: it was not.
+    """
+    folder = Path(volume.source)
+    if not folder.is_dir():
+        raise DataError(f"DICOM-SEG refers to a DICOM series, and {folder.name} is no folder of one; write .nii.gz.")
+    return folder
 
 
 def _sorted_series(folder: Path, volume: Volume) -> tuple[list[Any], list[int]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medsam2_ft.data.intensity import IntensityRecipe
 from medsam2_ft.deploy import downloads
+from medsam2_ft.deploy.dicom_seg import series_folder, write_dicom_seg
 from medsam2_ft.deploy.engine import serving_recipe
 from medsam2_ft.deploy.prompt_file import Target
 from medsam2_ft.deploy.source import open_source
@@ -38,10 +39,8 @@ def check_output(path: Path, volume: Volume) -> None:
         raise UserError(f"{path.name}: masks are written as {' '.join(OUTPUTS)}.")
     if name.endswith((*GRID_SUFFIXES, ".dcm")) and volume.original_affine is None:
         raise UserError(f"{Path(volume.source).name} has no geometry in space; write its mask to .png, .zip or .mp4.")
-    if name.endswith(".dcm") and not Path(volume.source).is_dir():
-        raise UserError(
-            f"DICOM-SEG refers to a DICOM series, and {Path(volume.source).name} is no folder of one; write .nii.gz."
-        )
+    if name.endswith(".dcm"):
+        series_folder(volume)
     if name.endswith(".png") and len(volume.array) > 1:
         raise UserError(f"A .png holds one slice and this is {len(volume.array)}; write .zip for a PNG each.")
 
@@ -122,8 +121,6 @@ def write_output(
     if name.endswith(GRID_SUFFIXES):
         write_mask(path, labels, like=volume)
     elif name.endswith(".dcm"):
-        from medsam2_ft.deploy.dicom_seg import write_dicom_seg
-
         write_dicom_seg(path, labels, volume, names=names)
     elif name.endswith(".png"):
         downloads.write_png(path, labels[0])

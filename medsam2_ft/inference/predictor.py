@@ -247,8 +247,9 @@ class Predictor:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for object_id, by_slice in answers.items():
             groups[tuple(sorted(by_slice))].append(object_id)
-        order = list(answers)
-        top = np.zeros(shape, np.uint16)  # 1 + place in `order` of the object on top
+        ranks = {object_id: np.uint16(rank) for rank, object_id in enumerate(answers, start=1)}
+        spans = dict.fromkeys(answers, (low, high)) | dict(depths or {})
+        top = np.zeros(shape, np.uint16)  # rank of the object on top
         done, total = 0, len(groups) * (high - low)
         for slices, object_ids in groups.items():
             conditioning: Mapping[int, NDArray[np.bool_]] = {
@@ -256,10 +257,10 @@ class Predictor:
             }
             for t, masks in propagate(self, images, conditioning=conditioning, low=low, high=high, features=cache):
                 for object_id, mask in zip(object_ids, masks, strict=True):
-                    first, stop = (depths or {}).get(object_id, (low, high))
+                    first, stop = spans[object_id]
                     if first <= t < stop:
-                        np.maximum(top[t], np.uint16(1 + order.index(object_id)), out=top[t], where=mask)
+                        np.maximum(top[t], ranks[object_id], out=top[t], where=mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        return np.array([0, *order], np.uint16)[top]
+        return np.array([0, *ranks], np.uint16)[top]

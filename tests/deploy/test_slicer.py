@@ -401,14 +401,14 @@ def test_clicks_beyond_the_box_correct_what_is_there(panel):
         GetNumberOfDefinedControlPoints=lambda: 1, GetNthControlPointPositionWorld=lambda i: (-24.0, -20.0, 12.0)
     )
     how = {"number": 1, "axis": 0, "index": 6}
-    prompt, depth = widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=segment, **how)
+    prompt, depth = widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=lambda: segment, **how)
     assert (prompt.box, depth, prompt.clicks) == (None, (2, 2), [(24.0, 20.0, False)])
     np.testing.assert_array_equal(prompt.mask, segment[6] > 0)
-    prompt, _ = widget.logic.prompt(volume, roi_at(6), [(click, False)], segment=segment, **how)
+    prompt, _ = widget.logic.prompt(volume, roi_at(6), [(click, False)], segment=lambda: segment, **how)
     assert prompt.box is not None
     assert prompt.mask is None, "a box starts afresh, as in the app"
     with pytest.raises(ServerError, match="Only negative clicks"):
-        widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=segment * 0, **how)
+        widget.logic.prompt(volume, roi_at(2), [(click, False)], segment=lambda: segment * 0, **how)
 
 
 def test_any_number_of_volumes_one_after_another(server_url):

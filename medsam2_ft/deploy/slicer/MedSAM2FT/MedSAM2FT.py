@@ -4,6 +4,8 @@ The widget holds the Qt, `MedSAM2FTLib.scene` the MRML; what they do with a volu
 MedSAM2FTLib, which needs neither.
 """
 
+from functools import partial
+
 import ctk
 import numpy as np
 import qt
@@ -252,7 +254,7 @@ class MedSAM2FTWidget(ScriptedLoadableModuleWidget):
         prompts, firsts, lasts = [], [], []
         for number, (name, nodes) in enumerate(self.objects.items(), start=1):
             clicks = ((nodes[True], True), (nodes[False], False))
-            segment = self.logic.segment_array(segmentation, name, volume)
+            segment = partial(self.logic.segment_array, segmentation, name, volume)
             try:
                 prompt, (first, last) = self.logic.prompt(
                     volume, nodes["roi"], clicks, number=number, axis=axis, index=index, segment=segment

@@ -38,10 +38,10 @@ class Client:
             api_key: needed where the server asks for one.
             timeout_s: how long one answer may take; uploads get ten times as long.
         """
-        self.api_key = api_key
         if not url.startswith(("http://", "https://")):
             raise ServerError(f"'{url}' is not a server address; write http://127.0.0.1:8642, for instance.")
         self.url = url.rstrip("/")
+        self.api_key = api_key
         self._timeout_s = timeout_s
         # A proxy from the environment must not see patient data meant for this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

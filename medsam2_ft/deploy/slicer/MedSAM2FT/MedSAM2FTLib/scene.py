@@ -54,7 +54,7 @@ class MedSAM2FTLogic(ScriptedLoadableModuleLogic):
         shape = slicer.util.arrayFromVolume(volume).shape
         return axis, geometry.slice_index(matrix, shape, axis, slice_to_ras[:3, 3])
 
-    def prompt(self, volume, roi, clicks, *, number, axis, index, segment=None):
+    def prompt(self, volume, roi, clicks, *, number, axis, index, segment):
         """One object's prompt on one slice, and the first and last slice that its box touches.
 
         Args:
@@ -63,7 +63,7 @@ class MedSAM2FTLogic(ScriptedLoadableModuleLogic):
             clicks: (fiducial node or None, whether its clicks are positive).
             number: of the object.
             axis, index: the slice.
-            segment: what the object has so far, [k, j, i]; clicks beyond the box's slices correct that, not the box.
+            segment: gives what the object has so far, [k, j, i]; clicks beyond the box's slices correct that, not the box.
         """
         matrix, shape = self.ijk_to_ras(volume), slicer.util.arrayFromVolume(volume).shape
         prompt = ObjectPrompt(number, index)
@@ -79,8 +79,8 @@ class MedSAM2FTLogic(ScriptedLoadableModuleLogic):
                 on_slice = geometry.to_ijk(matrix, point)[0, geometry.IJK_OF_AXIS[axis]]
                 if abs(on_slice - index) <= 0.5:
                     prompt.clicks.append((*geometry.click_on_slice(matrix, axis, point), positive))
-        if prompt.clicks and prompt.box is None and segment is not None:
-            mask = np.moveaxis(segment, axis, 0)[index] > 0
+        if prompt.clicks and prompt.box is None:
+            mask = np.moveaxis(segment(), axis, 0)[index] > 0
             prompt.mask = mask if mask.any() else None
             if prompt.mask is None and not any(positive for _, _, positive in prompt.clicks):
                 raise ServerError(
