@@ -80,6 +80,23 @@ def sweep(predictor: Any, imgs: np.ndarray, *, groups: list[dict[int, np.ndarray
             yield t, number, np.stack([np.isin(regions[t], ids[ids > 0]) for ids in wanted])
 
 
+def two_balls(num_slices=9, height=60, width=80) -> np.ndarray:
+    """Two bright balls, left at (20, 30) and right at (60, 30), on the slices around the middle."""
+    t, y, x = np.indices((num_slices, height, width))
+    middle = num_slices // 2
+    left = (t - middle) ** 2 * 9 + (y - 30) ** 2 + (x - 20) ** 2 < 100
+    right = (t - middle) ** 2 * 9 + (y - 30) ** 2 + (x - 60) ** 2 < 100
+    return np.where(left | right, 200, 30).astype(np.uint8)
+
+
+def bright_ball() -> np.ndarray:
+    """A bright ball of radius 5 at (t, y, x) = (6, 20, 24)."""
+    grid = np.indices((12, 40, 48))
+    return np.where(((grid - np.array([6, 20, 24])[:, None, None, None]) ** 2).sum(axis=0) < 25, 200, 20).astype(
+        np.int16
+    )
+
+
 def phantom_engine(*, limits: Limits | None = None, sweep=sweep, predictor: PhantomPredictor | None = None) -> Engine:
     predictor = predictor or PhantomPredictor()
     return Engine({"phantom": "none"}, limits=limits, open_model=lambda name, device: predictor, sweep=sweep)
