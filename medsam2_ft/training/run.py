@@ -32,6 +32,9 @@ def train(cfg: Any, *, run_dir: Path) -> float:
     data = build_data(cfg)
     module = build_module(cfg, data)
     trainer = build_trainer(cfg, run_dir)
+    before = None
+    if resume is None and cfg.trainer.validate_first:
+        before = trainer.validate(module, datamodule=data, verbose=False)[0].get("val/dsc")
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = trainer.checkpoint_callback
     validated = best is not None and best.best_model_score is not None  # type: ignore[attr-defined]
@@ -39,8 +42,15 @@ def train(cfg: Any, *, run_dir: Path) -> float:
     if trainer.is_global_zero and cfg.export:
         path = best.best_model_path or best.last_model_path  # type: ignore[union-attr]
         exported = export_checkpoint(read_checkpoint(path).state, run_dir / cfg.export, meta=module.meta)
-        log.info("%s; exported to %s", f"best validation DSC {score:.4f}" if validated else "never validated", exported)
+        log.info("%s; exported to %s", _gain(before, score if validated else None), exported)
+        if before is not None and validated and score < before:
+            log.warning("validation was never as good as before training: try a lower optim.lr, or fewer trained parts")
     return score
+
+
+def _gain(before: float | None, best: float | None) -> str:
+    start = "" if before is None else f"validation DSC {before:.4f} before training; "
+    return start + ("never validated" if best is None else f"best validation DSC {best:.4f}")
 
 
 def resumable(path: Path) -> Path:

@@ -84,6 +84,7 @@ class TrainerSettings:
     max_steps: int = -1
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
+    validate_first: bool = True
     check_val_every_n_epoch: int = 1
     patience: int | None = None
     log_every_n_steps: int = 10

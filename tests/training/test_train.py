@@ -41,6 +41,7 @@ def finished_run(tmp_path_factory):
     write_blobs(cwd / "sample_data", splits="train train val")
     done = run_train(*SMALL, "logger=wandb", "logger.names=[csv,tensorboard,wandb]", "hydra.run.dir=run", cwd=cwd)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "before training; best validation DSC" in done.stdout + done.stderr
     return cwd / "run"
 
 
@@ -50,7 +51,8 @@ def test_run_leaves_all_it_promises(finished_run):
     assert list(finished_run.glob("wandb/offline-run-*"))
     assert list(finished_run.glob("tensorboard/events*"))
     rows = list(csv.DictReader((finished_run / "csv" / "metrics.csv").open()))
-    assert any(row.get("val/dsc") for row in rows)
+    assert [row["step"] for row in rows if row.get("val/dsc")][0] == "0", "before training, too"
+    assert any(row.get("val/dsc") for row in rows[1:])
     assert any(row.get("train/dice") for row in rows)
     assert json.loads((finished_run / "versions.json").read_text())["sam2"] == "1.1.0"
 
