@@ -81,6 +81,7 @@ class PromptedDataModule(L.LightningDataModule):
         for split in ("train", "val"):
             self._records(split)
         self._resume_at: dict[str, int] | None = None
+        self._is_prepared = False
 
     @property
     def labels(self) -> dict[str, list[int]]:
@@ -120,11 +121,14 @@ class PromptedDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Refuse what audit would refuse, then make the memory-mapped copies, once per machine."""
+        if self._is_prepared:  # for the validation before training
+            return
         for folder in self.roots:
             require_sound(folder)
         wanted = [pair for split in ("train", "val") for pair in self._records(split)]
         for folder, record in tqdm(wanted, desc="Caching cases", unit="case", disable=None):
             cache_case(record, root=folder, cache_dir=self.cache_dir)
+        self._is_prepared = True
 
     def setup(self, stage: str | None = None) -> None:
         """Open the copies and build the datasets."""
