@@ -51,7 +51,7 @@ def test_run_leaves_all_it_promises(finished_run):
     assert list(finished_run.glob("wandb/offline-run-*"))
     assert list(finished_run.glob("tensorboard/events*"))
     rows = list(csv.DictReader((finished_run / "csv" / "metrics.csv").open()))
-    assert [row["step"] for row in rows if row.get("val/dsc")][0] == "0", "before training, too"
+    assert next(row["step"] for row in rows if row.get("val/dsc")) == "0", "before training, too"
     assert any(row.get("val/dsc") for row in rows[1:])
     assert any(row.get("train/dice") for row in rows)
     assert json.loads((finished_run / "versions.json").read_text())["sam2"] == "1.1.0"
