@@ -70,7 +70,7 @@ class PromptedDataModule(L.LightningDataModule):
         self.roots = [Path(root)] if isinstance(root, str | Path) else [Path(r) for r in root]
         self.batch_size, self.max_labels, self.seed = batch_size, max_labels, seed
         self.jitter, self.augmentation = jitter or BoxJitter(), augmentation
-        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.num_workers = min(8, _cores()) if num_workers is None else num_workers
         self.val_slices_per_case, self.max_train_cases = val_slices_per_case, max_train_cases
         self.train_slices_per_case, self.synthetic = train_slices_per_case, synthetic
         self.clip_length = clip_length
@@ -81,7 +81,6 @@ class PromptedDataModule(L.LightningDataModule):
         for split in ("train", "val"):
             self._records(split)
         self._resume_at: dict[str, int] | None = None
-        self._is_prepared = False
 
     @property
     def labels(self) -> dict[str, list[int]]:
@@ -121,14 +120,11 @@ class PromptedDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Refuse what audit would refuse, then make the memory-mapped copies, once per machine."""
-        if self._is_prepared:  # for the validation before training
-            return
         for folder in self.roots:
             require_sound(folder)
         wanted = [pair for split in ("train", "val") for pair in self._records(split)]
         for folder, record in tqdm(wanted, desc="Caching cases", unit="case", disable=None):
             cache_case(record, root=folder, cache_dir=self.cache_dir)
-        self._is_prepared = True
 
     def setup(self, stage: str | None = None) -> None:
         """Open the copies and build the datasets."""
@@ -221,3 +217,8 @@ class PromptedDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take up the position that `state_dict` told."""
         self._resume_at = {"epoch": state_dict["epoch"], "batches": state_dict["batches"]} if state_dict else None
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -322,7 +322,8 @@ def _low_res_logits(masks: Sequence[NDArray[np.bool_]], predictor: Predictor) ->
 def serving_recipe(
     own: IntensityRecipe | None, *, dtype: np.dtype[Any], window: tuple[float, float] | None = None
 ) -> IntensityRecipe:
-    """The window asked for, else nothing for 8-bit data, else the checkpoint's own recipe, else percentiles.
+    """The window asked for, else nothing for 8-bit data (but percentiles of a checkpoint trained with them), else the
+    checkpoint's own recipe, else percentiles.
 
     Args:
         own: what the checkpoint was trained with.
@@ -331,6 +332,8 @@ def serving_recipe(
     """
     if window is not None:
         return IntensityRecipe("window", windows=(window,))
-    if dtype == np.uint8:
+    if dtype == np.uint8 and (
+        own is None or own.method != "percentile"
+    ):  # a set that was dark throughout was stretched
         return IntensityRecipe("passthrough")
     return IntensityRecipe("percentile") if own is None or own.method == "passthrough" else own

@@ -42,6 +42,21 @@ class Throughput(Callback):
         pl_module.log("images_per_s", rate, prog_bar=True, batch_size=1)
 
 
+class BeforeTraining(Callback):
+    """The validation DSC of the weights that training starts from, in `dsc` and as the first `val/dsc` of the logs.
+
+    Lightning's sanity check computes it, when that runs over the whole validation split; a resumed run has none.
+    """
+
+    dsc: float | None = None
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep it."""
+        self.dsc = float(trainer.callback_metrics["val/dsc"])
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/dsc": self.dsc}, step=0)
+
+
 class RunRecord(Callback):
     """Write the resolved config and the versions beside the checkpoints before the first step."""
 

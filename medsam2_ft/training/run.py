@@ -11,6 +11,7 @@ import torch
 
 from medsam2_ft.errors import CheckpointError
 from medsam2_ft.modeling.weights import export_checkpoint, read_checkpoint
+from medsam2_ft.training.callbacks import BeforeTraining
 from medsam2_ft.training.settings import build_data, build_module, build_trainer
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,8 @@ def train(cfg: Any, *, run_dir: Path) -> float:
     data = build_data(cfg)
     module = build_module(cfg, data)
     trainer = build_trainer(cfg, run_dir)
-    before = None
-    if resume is None and cfg.trainer.validate_first:
-        before = trainer.validate(module, datamodule=data, verbose=False)[0].get("val/dsc")
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    before = next((c.dsc for c in trainer.callbacks if isinstance(c, BeforeTraining)), None)  # type: ignore[attr-defined]
     best = trainer.checkpoint_callback
     validated = best is not None and best.best_model_score is not None  # type: ignore[attr-defined]
     score = float(best.best_model_score) if validated else 0.0  # type: ignore[union-attr]

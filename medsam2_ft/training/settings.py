@@ -34,7 +34,7 @@ from medsam2_ft.modeling.segmenter import PromptedSegmenter
 from medsam2_ft.modeling.weights import export_meta, load_weights, read_checkpoint
 from medsam2_ft.modeling.zoo import fetch_weights, zoo_entry
 from medsam2_ft.prompts.simulator import PromptSettings
-from medsam2_ft.training.callbacks import RunRecord, Throughput, ValidationOverlays
+from medsam2_ft.training.callbacks import BeforeTraining, RunRecord, Throughput, ValidationOverlays
 from medsam2_ft.training.checkpoints import AtomicCheckpoints
 from medsam2_ft.training.embeddings import EmbeddingCaching, require_cacheable
 from medsam2_ft.training.memory import FitCheck
@@ -212,7 +212,7 @@ def build_trainer(cfg: Any, run_dir: Path) -> L.Trainer:
         limit_train_batches=settings.limit_train_batches,
         limit_val_batches=settings.limit_val_batches,
         use_distributed_sampler=False,  # the data module shares samples out itself
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1 if settings.validate_first else 0,
         logger=_loggers(cfg.logger, run_dir),
         callbacks=_callbacks(settings, cfg, run_dir),
     )
@@ -272,6 +272,8 @@ def _callbacks(settings: TrainerSettings, cfg: Any, run_dir: Path) -> list[Callb
         Throughput(),
         RunRecord(cfg, run_dir),
     ]
+    if settings.validate_first:
+        callbacks.append(BeforeTraining())
     if settings.save_every_steps:
         callbacks.append(
             ModelCheckpoint(

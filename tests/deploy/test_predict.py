@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from medsam2_ft.data.intensity import IntensityRecipe
 from medsam2_ft.deploy import commands, downloads
+from medsam2_ft.deploy.engine import serving_recipe
 from medsam2_ft.deploy.predict import to_uint8
 from medsam2_ft.deploy.prompt_file import read_targets, target_from_box, targets_from_mask
 from medsam2_ft.deploy.source import open_source
@@ -313,3 +315,19 @@ def test_a_dicom_folder_becomes_nifti_and_dicom_seg(tmp_path):
     found = np.argwhere(volume.array > 0)
     found_lps = (np.c_[found, np.ones(len(found))] @ volume.affine.T)[:, :3]
     np.testing.assert_allclose(order(found_lps), order(expected_lps), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype", "method"),
+    [
+        (None, np.int16, "percentile"),
+        (None, np.uint8, "passthrough"),
+        ("percentile", np.uint8, "percentile"),
+        ("passthrough", np.uint8, "passthrough"),
+        ("passthrough", np.uint16, "percentile"),
+    ],
+)
+def test_intensities_follow_the_checkpoint(own, dtype, method):
+    """A set of dark 8-bit images is trained on stretched, so prediction stretches, too."""
+    recipe = None if own is None else IntensityRecipe(own)
+    assert serving_recipe(recipe, dtype=np.dtype(dtype)).method == method
