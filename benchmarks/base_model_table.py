@@ -21,11 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", type=Path, nargs="+", help="folders with rows.csv")
     rows = pd.concat([scored(read_rows(run / "rows.csv")) for run in parser.parse_args().runs])
-    objects = rows.drop_duplicates(["model", "protocol", *OBJECT]).groupby(["modality", "dataset"])
-    means = objects.apply(lambda part: part.groupby("model")["dsc"].mean()).unstack(-1)[list(rows["model"].unique())]
+    objects = rows.drop_duplicates(["model", "protocol", *OBJECT])
+    sets = ["modality", "dataset"]
+    means = objects.pivot_table("dsc", index=sets, columns="model")[list(objects["model"].unique())]
     print(f"| modality | dataset | cases | boxes | {' | '.join(means)} |")
     print(f"|---|---|---|---|{'---|' * means.shape[1]}")
-    for (modality, dataset), part in objects:
+    for (modality, dataset), part in objects.groupby(sets):
         figures = ["" if pd.isna(mean) else f"{mean:.3f}" for mean in means.loc[(modality, dataset)]]
         boxes = part.groupby("model").size().max()
         print(f"| {modality} | {dataset} | {part['case'].nunique()} | {boxes} | {' | '.join(figures)} |")

@@ -163,10 +163,11 @@ def choose_trained(segmenter: PromptedSegmenter, finetune: FinetuneSettings, pro
         raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
     has_clips = finetune.clip_length > 1
     adapts = [] if finetune.lora is None else finetune.lora.targets
-    if ("memory" in finetune.train or "memory" in adapts) != has_clips:
+    has_memory = "memory" in finetune.train or "memory" in adapts
+    if has_memory > has_clips or has_clips > (has_memory or "object_score" in finetune.train):
         raise ConfigError(
             f"finetune.clip_length={finetune.clip_length} does not go with finetune.train={finetune.train} and LoRA on {adapts}: "
-            "memory is trained on clips of more than one slice, and only then"
+            "memory is trained on clips of more than one slice, and clips train memory or object_score"
         )
     if finetune.multimask and not finetune.losses.iou:
         raise ConfigError(

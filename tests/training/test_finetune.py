@@ -46,6 +46,7 @@ def root(tmp_path):
         (["decoder", "no_memory"], 1),
         (["memory"], 3),
         (["memory", "object_score"], 3),
+        (["object_score"], 3),
         (["memory", "decoder", "encoder"], 3),
     ],
 )
