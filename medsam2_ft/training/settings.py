@@ -164,7 +164,8 @@ def choose_trained(segmenter: PromptedSegmenter, finetune: FinetuneSettings, pro
     has_clips = finetune.clip_length > 1
     adapts = [] if finetune.lora is None else finetune.lora.targets
     has_memory = "memory" in finetune.train or "memory" in adapts
-    if has_memory > has_clips or has_clips > (has_memory or "object_score" in finetune.train):
+    learns_tracking = has_memory or "object_score" in finetune.train
+    if (has_memory and not has_clips) or (has_clips and not learns_tracking):
         raise ConfigError(
             f"finetune.clip_length={finetune.clip_length} does not go with finetune.train={finetune.train} and LoRA on {adapts}: "
             "memory is trained on clips of more than one slice, and clips train memory or object_score"
