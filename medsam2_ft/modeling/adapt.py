@@ -46,7 +46,6 @@ PARTS = {
     "memory": tuple(name for name in MEMORY if name != "no_mem_pos_enc"),  # unused where no_mem_embed is added directly
     "prompt_encoder": ("sam_prompt_encoder",),
     "high_res": ("sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1"),  # of the decoder, yet run once an image
-    "object_score": ("sam_mask_decoder.pred_obj_score_head",),  # alone of the decoder
 }
 """Names a user may train, and the first parts of the parameters they stand for."""
 

@@ -163,12 +163,10 @@ def choose_trained(segmenter: PromptedSegmenter, finetune: FinetuneSettings, pro
         raise ConfigError("finetune.train is empty, so nothing would learn; name encoder, decoder or both")
     has_clips = finetune.clip_length > 1
     adapts = [] if finetune.lora is None else finetune.lora.targets
-    has_memory = "memory" in finetune.train or "memory" in adapts
-    learns_tracking = has_memory or "object_score" in finetune.train
-    if (has_memory and not has_clips) or (has_clips and not learns_tracking):
+    if ("memory" in finetune.train or "memory" in adapts) != has_clips:
         raise ConfigError(
             f"finetune.clip_length={finetune.clip_length} does not go with finetune.train={finetune.train} and LoRA on {adapts}: "
-            "memory is trained on clips of more than one slice, and clips train memory or object_score"
+            "memory is trained on clips of more than one slice, and only then"
         )
     if finetune.multimask and not finetune.losses.iou:
         raise ConfigError(

@@ -45,8 +45,6 @@ def root(tmp_path):
         (["encoder", "decoder", "no_memory"], 1),
         (["decoder", "no_memory"], 1),
         (["memory"], 3),
-        (["memory", "object_score"], 3),
-        (["object_score"], 3),
         (["memory", "decoder", "encoder"], 3),
     ],
 )
