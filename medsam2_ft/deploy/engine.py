@@ -332,8 +332,7 @@ def serving_recipe(
     """
     if window is not None:
         return IntensityRecipe("window", windows=(window,))
-    if dtype == np.uint8 and (
-        own is None or own.method != "percentile"
-    ):  # a set that was dark throughout was stretched
+    is_stretched = own is not None and own.method == "percentile"  # as 8-bit sets are that are dark throughout
+    if dtype == np.uint8 and not is_stretched:
         return IntensityRecipe("passthrough")
     return IntensityRecipe("percentile") if own is None or own.method == "passthrough" else own
